@@ -1,0 +1,277 @@
+"""What a good statistician would do without meta-learning: baselines for a forecast.
+
+Each baseline is a function ``baseline(train_tasks, n_support, **settings)`` that
+learns what it can from the training tasks and returns the function
+``predict(X_support, y_support, X_query)`` for new ones. A task is any object with
+``X`` (DataFrame or array, time in the first column, numbers only) and ``y``; its first
+``n_support`` rows are the support set, the others the query set. :func:`choose` picks
+the settings on validation tasks cut from the training ones, for each size of the
+support set anew: the baselines get every chance.
+"""
+
+import warnings
+from copy import deepcopy
+from functools import lru_cache
+from itertools import pairwise
+
+import numpy as np
+import torch
+from sklearn.ensemble import HistGradientBoostingRegressor
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import (
+    RBF,
+    ConstantKernel,
+    DotProduct,
+    Matern,
+    WhiteKernel,
+)
+from statsmodels.regression.mixed_linear_model import MixedLM
+
+
+def _time(X):
+    return np.asarray(X, dtype=float)[:, 0]
+
+
+def _columns(X, features):
+    """The time alone, or all the features."""
+    return np.asarray(X, dtype=float)[:, : 1 if features == "time" else None]
+
+
+def patient_mean(train_tasks, n_support):
+    """The mean of the support set."""
+    return lambda X_support, y_support, X_query: np.full(len(X_query), y_support.mean())
+
+
+def hold_last(train_tasks, n_support):
+    """Interpolation in time between readings, the nearest one held beyond them."""
+
+    def predict(X_support, y_support, X_query):
+        order = np.argsort(_time(X_support))
+        return np.interp(_time(X_query), _time(X_support)[order], y_support[order])
+
+    return predict
+
+
+def gaussian_process(train_tasks, n_support, kernel="rbf", restarts=1):
+    """A Gaussian process on time for each task, around the mean of its support set.
+
+    Hyperparameters maximise the marginal likelihood of the support set alone. `kernel`
+    is "rbf", "matern", "linear" or "linear+rbf", each with a scale and white noise.
+    """
+    scale = ConstantKernel(1.0, (1e-3, 1e3))
+    smooth = RBF(1.0, (1e-1, 1e2)) if "rbf" in kernel else Matern(1.0, (1e-1, 1e2))
+    parts = []
+    if "linear" in kernel:
+        parts.append(scale * DotProduct(1.0, (1e-2, 1e2)))
+    if kernel != "linear":
+        parts.append(scale * smooth)
+    full = sum(parts[1:], parts[0]) + WhiteKernel(1e-2, (1e-6, 1.0))
+
+    def predict(X_support, y_support, X_query):
+        start = _time(X_support).mean()
+        months = [(_time(X)[:, None] - start) / 30 for X in (X_support, X_query)]
+        center, spread = y_support.mean(), y_support.std() or 1.0
+        gp = GaussianProcessRegressor(
+            full, n_restarts_optimizer=restarts, random_state=0
+        )
+        with warnings.catch_warnings():
+            # A hyperparameter at its bound is no news with five readings.
+            warnings.simplefilter("ignore")
+            gp.fit(months[0], (y_support - center) / spread)
+        return center + spread * gp.predict(months[1])
+
+    return predict
+
+
+def mixed_model(train_tasks, n_support, covariates=False):
+    """Linear mixed-effects model: random intercept and slope in time, by REML.
+
+    The new task's own effects are the best linear unbiased predictor (BLUP) from its
+    support set: with G the covariance of the effects, Z = [1, time] and s2 the noise,
+    b = G Z' (Z G Z' + s2 I)^-1 (y - X beta). `covariates` adds the other columns as
+    fixed effects.
+    """
+    features = "all" if covariates else "time"
+    rows = np.concatenate([_columns(task.X, features) for task in train_tasks])
+    mean, scale = rows.mean(axis=0), rows.std(axis=0)
+    scale[scale == 0] = 1.0
+
+    def design(X):
+        Z = (_columns(X, features) - mean) / scale
+        return np.column_stack([np.ones(len(Z)), Z])
+
+    exog = design(rows) if covariates else design(rows[:, :1])
+    y = np.concatenate([task.y for task in train_tasks])
+    groups = np.repeat(np.arange(len(train_tasks)), [len(t.y) for t in train_tasks])
+    with warnings.catch_warnings():
+        # Convergence notes of the optimiser; the fit itself is what is compared.
+        warnings.simplefilter("ignore")
+        model = MixedLM(y, exog, groups, exog_re=exog[:, :2]).fit(reml=True)
+    beta, G, noise = model.fe_params, np.asarray(model.cov_re), model.scale
+
+    def predict(X_support, y_support, X_query):
+        S, Q = design(X_support), design(X_query)
+        Z = S[:, :2]
+        V = Z @ G @ Z.T + noise * np.eye(len(Z))
+        effects = G @ Z.T @ np.linalg.solve(V, y_support - S @ beta)
+        return Q @ beta + Q[:, :2] @ effects
+
+    return predict
+
+
+def _summary(X_support, y_support):
+    """Mean, last value, slope in time and spread of a support set; its mean time."""
+    time = _time(X_support)
+    center = time - time.mean()
+    slope = center @ (y_support - y_support.mean()) / max(center @ center, 1e-12)
+    last = y_support[time.argmax()]
+    return [
+        y_support.mean(),
+        last - y_support.mean(),
+        slope,
+        y_support.std(),
+        time.mean(),
+    ]
+
+
+def gradient_boosting(
+    train_tasks, n_support, features="time", offset="mean", depth=3, iterations=100
+):
+    """Pooled gradient boosting on y minus the level of the task's support set.
+
+    The features are those of the row and a summary of the support set (mean, last
+    value, slope, spread). `offset` is "mean", "last", or "line" (the straight line
+    through the support set, by least squares).
+    """
+
+    def level(summary, X):
+        mean, last, slope, _, middle = summary
+        if offset == "line":
+            return mean + slope * (_time(X) - middle)
+        return np.full(len(X), mean + (last if offset == "last" else 0.0))
+
+    def row_features(summary, X):
+        _, _, slope, _, middle = summary
+        line = slope * (_time(X) - middle)
+        repeated = np.tile(summary, (len(X), 1))
+        return np.column_stack([_columns(X, features), line, repeated])
+
+    rows, targets = [], []
+    for task in train_tasks:
+        X = np.asarray(task.X, dtype=float)
+        summary = _summary(X[:n_support], task.y[:n_support])
+        rows.append(row_features(summary, X[n_support:]))
+        targets.append(task.y[n_support:] - level(summary, X[n_support:]))
+    model = HistGradientBoostingRegressor(
+        max_iter=iterations, max_depth=depth, learning_rate=0.1, random_state=0
+    )
+    model.fit(np.concatenate(rows), np.concatenate(targets))
+
+    def predict(X_support, y_support, X_query):
+        summary = _summary(X_support, y_support)
+        return level(summary, X_query) + model.predict(row_features(summary, X_query))
+
+    return predict
+
+
+def _train(net, X, y, steps, lr):
+    """Full-batch Adam from the present weights."""
+    X, y = (torch.tensor(array, dtype=torch.float32) for array in (X, y))
+    optimizer = torch.optim.Adam(net.parameters(), lr=lr)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        torch.nn.functional.mse_loss(net(X)[:, 0], y).backward()
+        optimizer.step()
+    return net
+
+
+@lru_cache(maxsize=8)  # the same for every setting and size of the support set
+def _joint_network(table, n_columns):
+    """The network trained on all rows; `table` holds X and y as bytes (hashable)."""
+    rows = np.frombuffer(table).reshape(-1, n_columns + 1)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        sizes = [n_columns, 32, 32]
+        layers = [
+            layer
+            for n_in, n_out in pairwise(sizes)
+            for layer in (torch.nn.Linear(n_in, n_out), torch.nn.Tanh())
+        ]
+        net = torch.nn.Sequential(*layers, torch.nn.Linear(32, 1))
+    return _train(net, rows[:, :-1], rows[:, -1], steps=500, lr=3e-3)
+
+
+def fine_tuned_network(train_tasks, n_support, features="time", steps=30, lr=0.01):
+    """One network trained on all tasks jointly, then fine-tuned on the support set.
+
+    All the weights move, `steps` steps of Adam with the rate `lr`.
+    """
+    X = np.concatenate([_columns(task.X, features) for task in train_tasks])
+    y = np.concatenate([task.y for task in train_tasks])
+    mean, scale = X.mean(axis=0), X.std(axis=0)
+    table = np.column_stack([(X - mean) / scale, (y - y.mean()) / y.std()])
+    joint = _joint_network(table.tobytes(), X.shape[1])
+
+    def predict(X_support, y_support, X_query):
+        S, Q = ((_columns(X, features) - mean) / scale for X in (X_support, X_query))
+        net = deepcopy(joint)
+        _train(net, S, (y_support - y.mean()) / y.std(), steps, lr)
+        with torch.no_grad():
+            scores = net(torch.as_tensor(Q, dtype=torch.float32))[:, 0].numpy()
+        return scores * y.std() + y.mean()
+
+    return predict
+
+
+#: The baselines, and the settings that :func:`choose` tries.
+BASELINES = {
+    patient_mean: [{}],
+    hold_last: [{}],
+    gaussian_process: [
+        {"kernel": kernel} for kernel in ("rbf", "matern", "linear", "linear+rbf")
+    ],
+    mixed_model: [{"covariates": False}, {"covariates": True}],
+    gradient_boosting: [
+        {"features": features, "offset": offset, "depth": depth, "iterations": n}
+        for features in ("time", "all")
+        for offset in ("mean", "last", "line")
+        for depth in (2, 4)
+        for n in (20, 100)
+    ],
+    fine_tuned_network: [
+        {"features": features, "steps": steps, "lr": lr}
+        for features in ("time", "all")
+        for steps in (10, 30, 100, 300)
+        for lr in (0.003, 0.01, 0.03)
+    ],
+}
+
+
+def squared_errors(predict, tasks, n_support):
+    """Squared errors of the query rows of each task, a list of arrays."""
+    errors = []
+    for task in tasks:
+        X, rest = task.X[:n_support], task.X[n_support:]
+        errors.append((predict(X, task.y[:n_support], rest) - task.y[n_support:]) ** 2)
+    return errors
+
+
+def choose(baseline, train_tasks, n_support, n_validation=8, random_state=0):
+    """Settings of `baseline` with the least squared error on validation tasks.
+
+    The last `n_validation` of the shuffled training tasks are held out; the returned
+    ``(predict, settings)`` is fitted on all of them with the settings that won.
+    """
+    candidates = BASELINES[baseline]
+    if len(candidates) == 1:
+        return baseline(train_tasks, n_support, **candidates[0]), candidates[0]
+    order = np.random.RandomState(random_state).permutation(len(train_tasks))
+    fit = [train_tasks[i] for i in order[:-n_validation]]
+    held_out = [train_tasks[i] for i in order[-n_validation:]]
+
+    def loss(settings):
+        predict = baseline(fit, n_support, **settings)
+        return np.concatenate(squared_errors(predict, held_out, n_support)).mean()
+
+    settings = min(candidates, key=loss)
+    return baseline(train_tasks, n_support, **settings), settings

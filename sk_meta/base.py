@@ -1,0 +1,471 @@
+"""MetaClassifier and MetaRegressor: the sklearn side. To them, a sample is a task."""
+
+from copy import deepcopy
+from numbers import Integral
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator, clone
+from sklearn.frozen import FrozenEstimator
+from sklearn.metrics import accuracy_score, r2_score
+from sklearn.utils import check_random_state
+from sklearn.utils._param_validation import Interval
+from sklearn.utils.validation import check_is_fitted
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from sk_meta.batching import each_task
+from sk_meta.few_shot import FewShotClassifier, FewShotRegressor, probabilities
+from sk_meta.learner import Gaussian, Support
+from sk_meta.tasks.stacking import TaskDataset, numeric_metadata
+from sk_meta.tasks.support import check_support_size
+from sk_meta.tasks.validation import Schema, check_tasks
+from sk_meta.training import Progress, TaskNet
+
+_CHUNK = 32  # tasks that are adapted and predicted at once
+
+
+class TaskPrediction(NamedTuple):
+    """What a meta-learner says of the query rows of one task.
+
+    Attributes
+    ----------
+    task : Task
+    support, query : int arrays
+        Positions of the rows.
+    classes : array or None
+        What the columns of `values` stand for, in classification.
+    values : array
+        Probabilities (n_query, n_classes), or means of the shape of y.
+    std : array or None
+        Of the shape of `values`, for regressors that give it.
+    """
+
+    task: object
+    support: np.ndarray
+    query: np.ndarray
+    classes: np.ndarray | None
+    values: np.ndarray
+    std: np.ndarray | None
+
+
+class MetaEstimator(BaseEstimator):
+    """Meta-training, adaptation and prediction over lists of tasks.
+
+    A method adds its parameters, and says how its Learner is made.
+    """
+
+    _classification: ClassVar[bool]
+    _parameter_constraints: ClassVar[dict] = {
+        "evaluation_seed": [Interval(Integral, 0, None, closed="left")],
+        "random_state": ["random_state"],
+        "verbose": ["verbose"],
+    }
+
+    def _learner_maker(self):
+        """A picklable callable: (network, n_outputs) -> Learner."""
+        raise NotImplementedError
+
+    def _n_network_outputs(self, schema):
+        """Length of the network's output; None leaves it to the network."""
+        return None
+
+    def fit(self, tasks, y=None):
+        """Meta-train.
+
+        Parameters
+        ----------
+        tasks : list of Task, list of (X, y), or EpisodeSampler
+        y : None
+            Ignored; tasks hold their own.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError
+            If the tasks are empty, disagree in their features or kinds of labels, or
+            hold what a network cannot use; before any training.
+        """
+        self._check_parameters()
+        net = self._make_net()
+        tasks = check_tasks(tasks)
+        schema = Schema.from_tasks(tasks, self._classification)
+        dataset = self._dataset(tasks, schema, net.device)
+        dataset.check_draws()
+        seed = _seed(self.random_state)
+        n_outputs = self._n_network_outputs(schema)
+        net.meta_fit(dataset, self._learner_maker(), n_outputs, seed)
+        self._take(net, schema)
+        return self
+
+    def partial_fit(self, tasks, y=None):
+        """Meta-train on, over other tasks with the same features and labels.
+
+        Parameters
+        ----------
+        tasks : list of Task, list of (X, y), or EpisodeSampler
+        y : None
+            Ignored.
+
+        Returns
+        -------
+        self
+        """
+        if not hasattr(self, "net_"):
+            return self.fit(tasks)
+        self._check_parameters()
+        dataset = self._dataset(check_tasks(tasks), self.schema_, self.net_.device)
+        dataset.check_draws()
+        net = deepcopy(self.net_)
+        net.meta_partial_fit(dataset)
+        self._take(net, self.schema_)
+        return self
+
+    def set_params(self, **params):
+        """Set parameters, ``net__...`` included.
+
+        Returns
+        -------
+        self
+        """
+        of_net = [name for name in params if name.startswith("net__")]
+        if of_net and params.get("net", self.net) is None:
+            raise ValueError(
+                f"Cannot set {of_net[0]}: net is None. Pass net=TaskNet() to the "
+                f"{type(self).__name__} first."
+            )
+        return super().set_params(**params)
+
+    def adapt(self, X, y, *, sample_weight=None, metadata=None):
+        """Learn a new task from its support set.
+
+        Parameters
+        ----------
+        X : array of shape (n_support, ...) or DataFrame
+        y : array of shape (n_support,) or (n_support, n_targets)
+        sample_weight : array of shape (n_support,), default=None
+        metadata : array or dict of numbers, default=None
+            The task's own description, for methods that use it.
+
+        Returns
+        -------
+        FewShotClassifier or FewShotRegressor
+            Fitted; an ordinary sklearn estimator. The meta-learner is left as it is.
+        """
+        check_is_fitted(self)
+        few_shot = self._few_shot(FrozenEstimator(self), y)
+        return few_shot.fit(X, y, sample_weight=sample_weight, metadata=metadata)
+
+    def predict_tasks(self, tasks):
+        """Predictions for the query rows of tasks, with the rows they are for.
+
+        Parameters
+        ----------
+        tasks : list of Task, list of (X, y), or EpisodeSampler
+            A task without a support set gets one by `support_size`, by a draw that
+            depends on `evaluation_seed` and the task alone.
+
+        Returns
+        -------
+        list of TaskPrediction
+        """
+        check_is_fitted(self)
+        tasks = check_tasks(tasks)
+        dataset = self._dataset(tasks, self.schema_, self.net_.device, scored=False)
+        found = [None] * len(tasks)
+        for start in range(0, len(tasks), _CHUNK):
+            indices = range(start, min(start + _CHUNK, len(tasks)))
+            for group in dataset.batch(indices):
+                scores = self._group_scores(group)
+                for row, position in enumerate(group.positions):
+                    index = start + int(position)
+                    item, support, query = dataset.draw(index, None, None)
+                    values, std = self._to_values(
+                        tuple(part[row] for part in scores), item.n_classes
+                    )
+                    found[index] = TaskPrediction(
+                        tasks[index], support, query, item.classes, values, std
+                    )
+        return found
+
+    def adapt_state(self, X, y, sample_weight=None, metadata=None):
+        """State of the learner for one support set, and the classes in it.
+
+        What `FewShotClassifier` and `FewShotRegressor` are made from.
+
+        Returns
+        -------
+        state : nested tensors
+        classes : array or None
+            What the columns of the scores stand for.
+        """
+        schema, device = self.schema_, self.net_.device
+        X = schema.check_features(X, "the support set")
+        encoded, classes = schema.encode(y, "the support set")
+        if not len(X):
+            raise ValueError("The support set is empty. Pass at least one row.")
+        if len(X) != len(encoded):
+            raise ValueError(
+                f"X of the support set has {len(X)} rows, y has {len(encoded)}."
+            )
+        limit = self._most_classes()
+        if classes is not None and limit is not None and len(classes) > limit:
+            raise ValueError(
+                f"The support set has {len(classes)} classes, the head has {limit}. "
+                "Meta-train on tasks with as many classes, or use a metric-based "
+                "meta-learner, which takes any number."
+            )
+        support = Support(
+            _tensor(X, device),
+            _tensor(encoded, device),
+            _tensor(sample_weight, device, np.float32),
+            0 if classes is None else len(classes),
+            _tensor(numeric_metadata(metadata), device),
+        )
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+            return self.learner_.adapt(support), classes
+
+    def apply_state(self, state, X, n_classes):
+        """Predictions from a state: (probabilities or means, std or None)."""
+        X = self.schema_.check_features(X, "X")
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+            scores = self.learner_.predict(state, _tensor(X, self.net_.device))
+        return self._to_values(_as_arrays(scores), n_classes)
+
+    def _most_classes(self):
+        """Number of classes of the head, or None for any number."""
+        return self._n_network_outputs(self.schema_)
+
+    def _group_scores(self, group):
+        learner = self.learner_
+        X, y, weight, n_classes, metadata = group.support
+
+        def of_one(tensors):
+            X, y, weight, metadata, X_query = tensors
+            support = Support(X, y, weight, n_classes, metadata)
+            return learner.predict(learner.adapt(support), X_query)
+
+        with torch.no_grad():
+            return _as_arrays(
+                each_task(of_one, (X, y, weight, metadata, group.query.X), learner)
+            )
+
+    def _check_parameters(self):
+        self._validate_params()
+        check_support_size(self.support_size)
+
+    def _make_net(self):
+        if self.net is None:
+            net = TaskNet()
+        elif isinstance(self.net, TaskNet):
+            net = clone(self.net)
+        else:
+            raise TypeError(
+                f"net must be a TaskNet or None, got {type(self.net).__name__}. Pass a "
+                "network as net=TaskNet(module=...)."
+            )
+        if self.verbose:
+            net.callbacks = [*(net.callbacks or []), ("progress", Progress())]
+        return net
+
+    def _dataset(self, tasks, schema, device, scored=True):
+        return TaskDataset(
+            tasks, schema, self.support_size, self.evaluation_seed, device, scored
+        )
+
+    def _take(self, net, schema):
+        """Become what was trained; nothing before this changes the estimator."""
+        self.net_ = net
+        self.learner_ = net.module_.eval()
+        self.history_ = net.history_
+        self.schema_ = schema
+        self.n_features_in_ = int(np.prod(schema.shape))
+        vars(self).pop("feature_names_in_", None)
+        if schema.names is not None:
+            self.feature_names_in_ = schema.names
+        if schema.classes is not None:
+            self.classes_ = schema.classes
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array = False
+        tags.target_tags.required = False
+        return tags
+
+
+class MetaClassifier(MetaEstimator):
+    """A meta-learner whose tasks are classification tasks."""
+
+    _classification = True
+
+    def predict_proba(self, tasks):
+        """Class probabilities of the query rows of each task.
+
+        Parameters
+        ----------
+        tasks : list of Task, list of (X, y), or EpisodeSampler
+
+        Returns
+        -------
+        object array of shape (n_tasks,)
+            Each entry of shape (n_query, n_classes).
+        """
+        return _object_array([p.values for p in self.predict_tasks(tasks)])
+
+    def predict(self, tasks):
+        """Labels of the query rows of each task.
+
+        Parameters
+        ----------
+        tasks : list of Task, list of (X, y), or EpisodeSampler
+
+        Returns
+        -------
+        object array of shape (n_tasks,)
+            Each entry of shape (n_query,).
+        """
+        return _object_array(
+            [p.classes[p.values.argmax(1)] for p in self.predict_tasks(tasks)]
+        )
+
+    def score(self, tasks, y=None):
+        """Mean over tasks of the accuracy on labelled query rows.
+
+        Parameters
+        ----------
+        tasks : list of Task, list of (X, y), or EpisodeSampler
+        y : None
+            Ignored.
+
+        Returns
+        -------
+        float
+        """
+        scores = []
+        for found in self.predict_tasks(tasks):
+            y_true, rows, weight = scored_rows(found)
+            y_pred = found.classes[found.values.argmax(1)][rows]
+            scores.append(accuracy_score(y_true, y_pred, sample_weight=weight))
+        return float(np.mean(scores))
+
+    def _few_shot(self, frozen, y):
+        return FewShotClassifier(frozen, encoded_labels=np.unique(y))
+
+    def _to_values(self, scores, n_classes):
+        return probabilities(scores[0][:, :n_classes]), None
+
+
+class MetaRegressor(MetaEstimator):
+    """A meta-learner whose tasks are regression tasks."""
+
+    _classification = False
+
+    def predict(self, tasks, return_std=False):
+        """Targets of the query rows of each task.
+
+        Parameters
+        ----------
+        tasks : list of Task, list of (X, y), or EpisodeSampler
+        return_std : bool, default=False
+            Also return the predictive standard deviation, where the method has one.
+
+        Returns
+        -------
+        object array of shape (n_tasks,)
+            Each entry of the shape of the task's query targets. With `return_std`, a
+            second such array.
+        """
+        found = self.predict_tasks(tasks)
+        means = _object_array([p.values for p in found])
+        if not return_std:
+            return means
+        if found[0].std is None:
+            raise ValueError(
+                f"{type(self).__name__} gives no standard deviation. Use a method that "
+                "does, such as ALPaCARegressor."
+            )
+        return means, _object_array([p.std for p in found])
+
+    def score(self, tasks, y=None):
+        """Mean over tasks of R^2 on labelled query rows.
+
+        Parameters
+        ----------
+        tasks : list of Task, list of (X, y), or EpisodeSampler
+            A task with fewer than two labelled query rows has no R^2 and is left out.
+        y : None
+            Ignored.
+
+        Returns
+        -------
+        float
+        """
+        scores = []
+        for found in self.predict_tasks(tasks):
+            y_true, rows, weight = scored_rows(found)
+            if len(y_true) > 1:
+                values = found.values[rows]
+                scores.append(r2_score(y_true, values, sample_weight=weight))
+        if not scores:
+            raise ValueError(
+                "No task has two labelled query rows, which R^2 needs. Use another "
+                "metric, with task_scorer('neg_mean_squared_error')."
+            )
+        return float(np.mean(scores))
+
+    def _few_shot(self, frozen, y):
+        return FewShotRegressor(frozen)
+
+    def _to_values(self, scores, n_classes):
+        schema = self.schema_
+        mean = scores[0] * schema.target_scale + schema.target_mean
+        std = np.sqrt(scores[1]) * schema.target_scale if len(scores) > 1 else None
+        if not schema.multi_output:
+            mean, std = mean[:, 0], None if std is None else std[:, 0]
+        return mean, std
+
+    def _most_classes(self):
+        return None
+
+
+def scored_rows(found: TaskPrediction):
+    """True y of the labelled query rows, their mask, and their weights or None.
+
+    Raises
+    ------
+    ValueError
+        If no query row is labelled.
+    """
+    task, query = found.task, found.query
+    labeled = np.ones(len(query), bool) if task.labeled is None else task.labeled[query]
+    if not labeled.any():
+        raise ValueError(f"{task.label()} has no labelled query row, so no score.")
+    weight = None if task.sample_weight is None else task.sample_weight[query][labeled]
+    return task.y[query][labeled], labeled, weight
+
+
+def _seed(random_state):
+    if random_state is None:  # fresh entropy: the global generators stay untouched
+        return int(np.random.SeedSequence().generate_state(1)[0] >> 1)
+    return int(check_random_state(random_state).randint(2**31 - 1))
+
+
+def _tensor(values, device, dtype=None):
+    if values is None:
+        return None
+    return torch.from_numpy(np.ascontiguousarray(values, dtype=dtype)).to(device)
+
+
+def _as_arrays(scores):
+    parts = scores if isinstance(scores, Gaussian) else (scores,)
+    return tuple(part.cpu().numpy().astype(np.float64) for part in parts)
+
+
+def _object_array(entries):
+    array = np.empty(len(entries), dtype=object)
+    for position, entry in enumerate(entries):
+        array[position] = entry
+    return array

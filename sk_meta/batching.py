@@ -1,0 +1,81 @@
+"""How a function of one task is computed for the many tasks of a meta-batch."""
+
+import logging
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.func import vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+
+logger = logging.getLogger("sk_meta")
+
+# No double backward exists for the fused attention kernels.
+_attention = SDPBackend.MATH
+
+
+def preferred_way(learner, device) -> str:
+    """Whether to vmap over tasks or to loop, by rule.
+
+    vmap saves the overhead of small operations. Recurrent layers have no second-order
+    gradient under it, and on a CPU it makes convolutions slower.
+    """
+    layers = list(learner.modules())
+    if any(isinstance(layer, nn.RNNBase) for layer in layers):
+        return "loop"
+    convolves = any(isinstance(layer, nn.modules.conv._ConvNd) for layer in layers)
+    on_cpu = torch.device(device).type == "cpu"
+    return "loop" if convolves and on_cpu else "vmap"
+
+
+def each_task(function: Callable, tensors, learner):
+    """Apply a function of one task to stacked tasks, and stack what it returns.
+
+    Parameters
+    ----------
+    function : callable
+        Takes tensors of one task in the nesting of `tensors`; returns tensors in any.
+    tensors : nested tensors of shape (n_tasks, ...)
+        None stands for an absent one.
+    learner : Learner
+        Whose `way` says "vmap" or "loop".
+
+    Returns
+    -------
+    nested tensors of shape (n_tasks, ...)
+
+    Notes
+    -----
+    What vmap cannot do (data-dependent branches, layers without a batching rule) is
+    looped over from then on, and logged.
+    """
+    leaves, tree = tree_flatten(tensors)
+    present = [leaf for leaf in leaves if leaf is not None]
+
+    def of_one(*given):
+        given = iter(given)
+        full = [None if leaf is None else next(given) for leaf in leaves]
+        return function(tree_unflatten(full, tree))
+
+    failure = None
+    with sdpa_kernel(_attention):
+        if learner.way == "vmap" and len(present[0]) > 1:
+            try:
+                return vmap(of_one, randomness="different")(*present)
+            except RuntimeError as error:
+                failure = error
+        results = [
+            of_one(*map(_channels_last, task)) for task in zip(*present, strict=True)
+        ]
+    if failure is not None:
+        logger.info("vmap failed, looping over tasks from now on: %s", failure)
+        learner.way = "loop"
+    return tree_map(lambda *each: torch.stack(each), *results)
+
+
+def _channels_last(tensor):
+    """Images in the layout that convolutions on a CPU are fastest in."""
+    if tensor.ndim == 4 and tensor.is_floating_point():
+        return tensor.contiguous(memory_format=torch.channels_last)
+    return tensor

@@ -1,0 +1,176 @@
+"""Closed-form Bayesian adaptation of a last layer whose prior is learned."""
+
+import math
+from functools import partial
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sk_meta.base import MetaClassifier, MetaRegressor
+from sk_meta.learner import EmbeddingLearner, Gaussian
+
+
+class LinearPosterior(NamedTuple):
+    """Posterior of the last layer of one task.
+
+    Attributes
+    ----------
+    mean : tensor of shape (p, n_targets)
+    covariance : tensor of shape (p, p)
+        In units of each target's noise variance.
+    """
+
+    mean: Tensor
+    covariance: Tensor
+
+
+class ALPaCA(EmbeddingLearner):
+    """Bayesian linear regression on learned features, with a learned prior.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        Network whose output is features.
+    n_features : int
+        Their number.
+    n_inputs : int
+        Number of the row's own values that are features too; 0 for none.
+    n_targets : int
+
+    References
+    ----------
+    Harrison, Sharma, Pavone (2018), Meta-Learning Priors for Efficient Online Bayesian
+    Regression, equations 5 to 8; here in the dual form, which inverts no covariance.
+    """
+
+    def __init__(self, module, n_features, n_inputs, n_targets):
+        super().__init__(module)
+        self.n_inputs = n_inputs
+        size = n_features + n_inputs + 1
+        self.prior_mean = nn.Parameter(torch.zeros(size, n_targets))
+        # Features together, not each, have the variance of the target.
+        self.prior_factor = nn.Parameter(torch.eye(size) * (10 / size) ** 0.5)
+        self.log_noise = nn.Parameter(torch.full((n_targets,), math.log(0.1)))
+
+    def features(self, X, Z):
+        """Row, network output and 1, side by side: (n, p)."""
+        parts = [X.flatten(1)] if self.n_inputs else []
+        return torch.cat([*parts, Z, torch.ones_like(Z[:, :1])], dim=1)
+
+    def fit_head(self, Z, support):
+        """See `EmbeddingLearner.fit_head`."""
+        residual = support.y - Z @ self.prior_mean
+        if support.weight is not None:
+            root = support.weight.sqrt()[:, None]
+            Z, residual = Z * root, residual * root
+        covariance = self.prior_factor @ self.prior_factor.T
+        cross = Z @ covariance
+        gram = cross @ Z.T + torch.eye(len(Z), dtype=Z.dtype, device=Z.device)
+        factor = torch.linalg.cholesky_ex(gram)[0]
+        gain = torch.cholesky_solve(cross, factor).T
+        return LinearPosterior(
+            self.prior_mean + gain @ residual, covariance - gain @ cross
+        )
+
+    def apply_head(self, state, Z):
+        """Predictive mean and variance, noise included."""
+        spread = ((Z @ state.covariance) * Z).sum(1, keepdim=True).clamp_min(0.0)
+        return Gaussian(Z @ state.mean, (1 + spread) * self.log_noise.exp())
+
+
+class ClassPosterior(NamedTuple):
+    """Posterior of the class means of one task.
+
+    Attributes
+    ----------
+    mean : tensor of shape (n_classes, d)
+    variance : tensor of shape (n_classes, d)
+        Of a new row: noise, and what is not known of the mean.
+    log_share : tensor of shape (n_classes,)
+        Of the classes, up to a constant.
+    """
+
+    mean: Tensor
+    variance: Tensor
+    log_share: Tensor
+
+
+class BayesianDiscriminant(EmbeddingLearner):
+    """Gaussian classes in a learned embedding, with a learned prior on their means.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        Network whose output is the embedding.
+    n_features : int
+        Its length.
+    n_inputs : int
+        Number of the row's own values that are part of it too; 0 for none.
+    n_classes : int
+        Classes with a prior of their own; 1 where labels are local.
+
+    References
+    ----------
+    Harrison, Sharma, Finn, Pavone (2020), Continuous Meta-Learning without Tasks,
+    section 4.2 (the classification counterpart of ALPaCA).
+    """
+
+    def __init__(self, module, n_features, n_inputs, n_classes):
+        super().__init__(module)
+        self.n_inputs = n_inputs
+        size = n_features + n_inputs
+        self.prior_mean = nn.Parameter(torch.zeros(n_classes, size))
+        self.log_prior_variance = nn.Parameter(torch.zeros(size))
+        self.log_noise = nn.Parameter(torch.zeros(size))
+        self.log_count = nn.Parameter(torch.zeros(n_classes))
+
+    def features(self, X, Z):
+        """Row and network output, side by side: (n, d)."""
+        return torch.cat([X.flatten(1), Z], dim=1) if self.n_inputs else Z
+
+    def fit_head(self, Z, support):
+        """See `EmbeddingLearner.fit_head`."""
+        outputs = torch.arange(support.n_classes, device=Z.device)
+        member = (support.y[:, None] == outputs).to(Z.dtype)
+        if support.weight is not None:
+            member = member * support.weight[:, None]
+        count = member.sum(0)
+        noise, prior = self.log_noise.exp(), self.log_prior_variance.exp()
+        precision = 1 / prior + count[:, None] / noise
+        mean = (self.prior_mean / prior + member.T @ Z / noise) / precision
+        share = (self.log_count.exp() + count).log()
+        return ClassPosterior(mean, noise + 1 / precision, share)
+
+    def apply_head(self, state, Z):
+        """Log density of each row in each class, plus the log share of the class."""
+        squared = (Z[:, None, :] - state.mean) ** 2 / state.variance
+        density = -0.5 * (squared + state.variance.log()).sum(-1)
+        return density + state.log_share
+
+
+class _ALPaCAParameters:
+    """What the classifier and the regressor share."""
+
+    _parameter_constraints: ClassVar[dict] = {"linear_features": ["boolean"]}
+
+    def __init__(
+        self,
+        net=None,
+        *,
+        linear_features=True,
+        support_size=5,
+        evaluation_seed=0,
+        random_state=None,
+        verbose=0,
+    ):
+        self.net = net
+        self.linear_features = linear_features
+        self.support_size = support_size
+        self.evaluation_seed = evaluation_seed
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def _n_inputs(self, schema):
+        return int(np.prod(schema.shape)) if self.linear_features else 0

@@ -1,0 +1,181 @@
+"""Model-agnostic meta-learning."""
+
+from functools import partial
+from numbers import Integral, Real
+from typing import ClassVar, NamedTuple
+
+import torch
+from sklearn.utils._param_validation import Interval
+
+from sk_meta.base import MetaClassifier, MetaRegressor
+from sk_meta.learner import Learner, weighted_mean
+from sk_meta.updates import gradient_descent
+
+
+class MAMLState(NamedTuple):
+    """What adaptation leaves behind.
+
+    Attributes
+    ----------
+    parameters : dict of tensors
+        The adapted network's.
+    statistics : tuple of (mean, variance)
+        Of the support set, at each batch normalisation.
+    closed : tuple
+        Empty, or the mask (n_outputs,) of outputs that this task has no class for.
+    """
+
+    parameters: dict
+    statistics: tuple
+    closed: tuple
+
+
+class MAML(Learner):
+    """Gradient steps on the support set, from an initialisation learned for them.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        Network with one output for each class or target.
+    n_outputs : int
+        Their number.
+    inner_lr : float
+    n_inner_steps : int
+    first_order : bool
+    transductive : bool
+
+    References
+    ----------
+    Finn, Abbeel, Levine (2017), Model-Agnostic Meta-Learning for Fast Adaptation of
+    Deep Networks, algorithm 2.
+    """
+
+    adapts_network = True
+
+    def __init__(
+        self,
+        module,
+        n_outputs,
+        inner_lr,
+        n_inner_steps,
+        first_order=False,
+        transductive=False,
+    ):
+        super().__init__(module)
+        self.n_outputs = n_outputs
+        self.inner_lr = inner_lr
+        self.n_inner_steps = n_inner_steps
+        self.first_order = first_order
+        self.transductive = transductive
+
+    def adapt(self, support):
+        """See `Learner.adapt`."""
+        closed = ()
+        if 0 < support.n_classes < self.n_outputs:
+            outputs = torch.arange(self.n_outputs, device=support.y.device)
+            closed = (outputs >= support.n_classes,)
+
+        def loss(parameters):
+            scores = _open(self.call(support.X, parameters)[0], closed)
+            return weighted_mean(self.row_loss(scores, support.y), support.weight)
+
+        parameters = gradient_descent(
+            loss,
+            dict(self.module.named_parameters()),
+            self.inner_lr,
+            self.n_inner_steps,
+            self.first_order,
+        )
+        statistics = ()
+        if self.norms and not self.transductive:
+            _, statistics = self.call(support.X, parameters, source="record")
+        return MAMLState(parameters, statistics, closed)
+
+    def predict(self, state, X):
+        """See `Learner.predict`."""
+        source = "batch" if self.transductive else "given"
+        scores, _ = self.call(X, state.parameters, source, state.statistics)
+        return _open(scores, state.closed)
+
+
+def _open(scores, closed):
+    """Logits with the outputs that have no class shut out."""
+    return scores.masked_fill(closed[0], -1e9) if closed else scores
+
+
+class _MAMLParameters:
+    """What the classifier and the regressor share."""
+
+    _parameter_constraints: ClassVar[dict] = {
+        "inner_lr": [Interval(Real, 0, None, closed="neither")],
+        "n_inner_steps": [Interval(Integral, 1, None, closed="left")],
+        "first_order": ["boolean"],
+        "transductive": ["boolean"],
+    }
+
+    def __init__(
+        self,
+        net=None,
+        *,
+        inner_lr=0.01,
+        n_inner_steps=1,
+        first_order=False,
+        transductive=False,
+        support_size=5,
+        evaluation_seed=0,
+        random_state=None,
+        verbose=0,
+    ):
+        self.net = net
+        self.inner_lr = inner_lr
+        self.n_inner_steps = n_inner_steps
+        self.first_order = first_order
+        self.transductive = transductive
+        self.support_size = support_size
+        self.evaluation_seed = evaluation_seed
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def _learner_maker(self):
+        return partial(
+            MAML,
+            inner_lr=self.inner_lr,
+            n_inner_steps=self.n_inner_steps,
+            first_order=self.first_order,
+            transductive=self.transductive,
+        )
+
+    def _n_network_outputs(self, schema):
+        return schema.n_outputs
+
+
+class MAMLClassifier(_MAMLParameters, MetaClassifier):
+    """Model-agnostic meta-learning, for classification.
+
+    An initialisation of the network from which a few gradient steps on the support set
+    lead to a good classifier.
+
+    Parameters
+    ----------
+    {parameters}
+
+    References
+    ----------
+    Finn, Abbeel, Levine (2017), Model-Agnostic Meta-Learning for Fast Adaptation of
+    Deep Networks, algorithm 2.
+
+    Examples
+    --------
+    >>> from sk_meta import MAMLClassifier, TaskNet
+    >>> from sk_meta.tasks import make_blob_tasks
+    >>> tasks = make_blob_tasks(20, n_classes=2, random_state=0)
+    >>> meta = MAMLClassifier(TaskNet(max_epochs=2), inner_lr=0.1, random_state=0)
+    >>> few_shot = meta.fit(tasks[:-1]).adapt(tasks[-1].X_support, tasks[-1].y_support)
+    >>> few_shot.predict(tasks[-1].X_query[:3]).shape
+    (3,)
+    """
+
+
+class MAMLRegressor(_MAMLParameters, MetaRegressor):
+    """Model-agnostic meta-learning, for regression.
+    """

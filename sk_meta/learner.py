@@ -1,0 +1,187 @@
+"""The contract of a method, in torch alone: adapt to one task, predict for one task."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sk_meta.networks import batch_norms, call
+
+
+class Support(NamedTuple):
+    """The support set of one task, as a learner sees it.
+
+    Attributes
+    ----------
+    X : tensor of shape (n, ...)
+    y : int tensor of shape (n,), or float tensor of shape (n, n_targets)
+    weight : tensor of shape (n,), or None for equal weights
+    n_classes : int
+        Classes of this task; 0 in regression.
+    metadata : tensor of shape (m,), or None
+        The task's own description, where it is numeric.
+    """
+
+    X: Tensor
+    y: Tensor
+    weight: Tensor | None = None
+    n_classes: int = 0
+    metadata: Tensor | None = None
+
+
+class Query(NamedTuple):
+    """The query set of one task: `X`, `y` and `weight` as in `Support`."""
+
+    X: Tensor
+    y: Tensor
+    weight: Tensor | None = None
+
+
+class Gaussian(NamedTuple):
+    """A normal distribution for each row and target: two (n, n_targets) tensors."""
+
+    mean: Tensor
+    variance: Tensor
+
+
+class RowLoss(nn.Module):
+    """Loss of each row: cross-entropy, squared error, or minus log likelihood.
+
+    Cross-entropy for integer `y`, minus the log density for a `Gaussian`, else the
+    squared error; targets are averaged.
+    """
+
+    def forward(self, scores, y):
+        """(n, ...), (n, ...) -> (n,)."""
+        if isinstance(scores, Gaussian):
+            loss = F.gaussian_nll_loss(*_mean_first(scores, y), reduction="none")
+            return loss.mean(-1) + 0.9189385332046727  # log(2 pi) / 2
+        if y.is_floating_point():
+            return ((scores - y) ** 2).mean(-1)
+        return F.cross_entropy(scores, y, reduction="none")
+
+
+def _mean_first(scores, y):
+    return scores.mean, y, scores.variance
+
+
+def weighted_mean(values: Tensor, weight: Tensor | None) -> Tensor:
+    """Mean over rows; 0 if all weights are 0."""
+    if weight is None:
+        return values.mean()
+    return (values * weight).sum() / weight.sum().clamp_min(1e-12)
+
+
+class Learner(nn.Module):
+    """A method: how to adapt to a support set, and how to predict from what came out.
+
+    Its parameters are the meta-parameters. `adapt` and `predict` are pure functions of
+    one task: no data-dependent Python branch, no ``.item()``, nothing in place, so that
+    the same code runs for one task, for many under vmap, and in an export.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        The network.
+
+    Attributes
+    ----------
+    adapts_network : bool
+        Whether each task has network weights of its own. Then convolutions are looped
+        over on a CPU.
+    row_loss : callable
+        (scores, y) -> loss of each row. Set by the net that trains the learner.
+    way : {"vmap", "loop"}
+        How many tasks are computed, see `batching`.
+    """
+
+    adapts_network = False
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+        self.norms = batch_norms(module)
+        self.row_loss = RowLoss()
+        self.way = "vmap"
+
+    def adapt(self, support: Support):
+        """Learn from the support set of one task.
+
+        Returns
+        -------
+        State
+            Tensors, in any nesting of tuples and dicts.
+        """
+        raise NotImplementedError
+
+    def predict(self, state, X):
+        """Scores of rows: logits (n, n_classes), means (n, n_targets), or a Gaussian.
+
+        No row's scores depend on the other rows.
+        """
+        raise NotImplementedError
+
+    def forward(self, support: Support, X):
+        """Adapt and predict, in training: (scores, seen normalisation statistics)."""
+        return self.predict(self.adapt(support), X), ()
+
+    def loss(self, scores, query: Query, support: Support) -> Tensor:
+        """Loss of one task, given its scores; by default the mean over query rows."""
+        return weighted_mean(self.row_loss(scores, query.y), query.weight)
+
+    def call(self, X, parameters=None, source="batch", statistics=()):
+        """The network as a pure function, see `networks.call`."""
+        return call(
+            self.module,
+            X,
+            parameters=parameters,
+            norms=self.norms,
+            source=source,
+            statistics=statistics,
+        )
+
+    def update_running(self, seen):
+        """Take up the statistics that a meta-batch has shown, each (n_tasks, c)."""
+        for layer, (mean, variance) in zip(self.norms, seen, strict=True):
+            layer.update_running(mean.detach(), variance.detach())
+
+
+class EmbeddingLearner(Learner):
+    """A method that embeds rows by a network common to all tasks, and fits a head.
+
+    Batch normalisation uses the statistics of the task's rows in training, support and
+    query sets together, and running averages afterwards.
+    """
+
+    def fit_head(self, Z, support: Support):
+        """Head from embedded support rows (n, d); returns the state."""
+        raise NotImplementedError
+
+    def apply_head(self, state, Z):
+        """Scores of embedded rows (n, d)."""
+        raise NotImplementedError
+
+    def features(self, X, Z):
+        """What the head works on: the network's output Z (n, d), by default as it is."""
+        return Z
+
+    def embed(self, X):
+        """Embed rows, each for itself: (n, ...) -> (n, d)."""
+        return self.features(X, self.call(X, source="running")[0])
+
+    def adapt(self, support):
+        """See `Learner.adapt`."""
+        return self.fit_head(self.embed(support.X), support)
+
+    def predict(self, state, X):
+        """See `Learner.predict`."""
+        return self.apply_head(state, self.embed(X))
+
+    def forward(self, support, X):
+        """See `Learner.forward`."""
+        n = support.X.shape[0]
+        both = torch.cat([support.X, X])
+        Z, seen = self.call(both, source="record")
+        Z = self.features(both, Z)
+        return self.apply_head(self.fit_head(Z[:n], support), Z[n:]), seen

@@ -1,0 +1,231 @@
+"""Scores over tasks: with an interval, and against no learned prior."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+from sklearn.metrics import get_scorer
+
+from sk_meta.base import MetaClassifier, scored_rows
+from sk_meta.few_shot import FewShotClassifier, FewShotRegressor
+from sk_meta.pipeline import parts_of
+from sk_meta.tasks.stacking import needs_fit
+from sk_meta.tasks.task import take_rows
+from sk_meta.tasks.validation import check_tasks, numeric
+
+
+class _PredictedClassifier(ClassifierMixin, BaseEstimator):
+    """Predictions in hand, in the form that sklearn's scorers ask."""
+
+    def __init__(self, found, rows):
+        self.classes_ = found.classes
+        self._values = found.values[rows]
+
+    def predict_proba(self, X):
+        return self._values
+
+    def predict(self, X):
+        return self.classes_[self._values.argmax(axis=1)]
+
+
+class _PredictedRegressor(RegressorMixin, BaseEstimator):
+    """Predictions in hand, in the form that sklearn's scorers ask."""
+
+    def __init__(self, found, rows):
+        self._values = found.values[rows]
+
+    def predict(self, X):
+        return self._values
+
+
+def mean_interval(values, confidence=0.95):
+    """Mean, and the half-width of its t interval (NaN for fewer than two values).
+
+    Examples
+    --------
+    >>> from sk_meta.metrics import mean_interval
+    >>> mean_interval([1.0, 2.0, 3.0])[0]
+    2.0
+    """
+    values = np.asarray(values, dtype=float)
+    if len(values) < 2:
+        return float(values.mean()), float("nan")
+    quantile = stats.t.ppf(0.5 + confidence / 2, len(values) - 1)
+    return float(values.mean()), float(quantile * stats.sem(values))
+
+
+@dataclass
+class Evaluation:
+    """Scores of a meta-learner on tasks.
+
+    Attributes
+    ----------
+    scores : array of shape (n_tasks,)
+    baseline_scores : array of shape (n_tasks,)
+        Of the same estimator without a learned prior: class means or ridge regression
+        on the raw features of the support set.
+    names : list of str or None
+    metric : str
+    """
+
+    scores: np.ndarray
+    baseline_scores: np.ndarray
+    names: list
+    metric: str
+
+    @property
+    def mean(self):
+        """Mean score over tasks."""
+        return mean_interval(self.scores)[0]
+
+    @property
+    def interval(self):
+        """(low, high): 95 % interval of the mean over tasks."""
+        mean, half = mean_interval(self.scores)
+        return mean - half, mean + half
+
+    @property
+    def gain(self):
+        """Score of each task minus its score without a learned prior."""
+        return self.scores - self.baseline_scores
+
+    @property
+    def worse(self):
+        """Positions of the tasks that the learned prior made worse, worst first."""
+        order = np.argsort(self.gain)
+        return [int(i) for i in order if self.gain[i] < 0]
+
+    def __str__(self):
+        mean, half = mean_interval(self.scores)
+        gain, gain_half = mean_interval(self.gain)
+        return (
+            f"{self.metric}: {mean:.4f} +- {half:.4f} over {len(self.scores)} tasks; "
+            f"gain over no learned prior {gain:+.4f} +- {gain_half:.4f}; "
+            f"{len(self.worse)} tasks got worse"
+        )
+
+
+def evaluate(model, tasks, scoring=None):
+    """Score a fitted meta-learner on new tasks, with interval and gain.
+
+    Parameters
+    ----------
+    model : meta-learner, Pipeline ending in one, or search over these
+        Fitted.
+    tasks : list of Task, list of (X, y), or EpisodeSampler
+    scoring : str or callable, default=None
+        A metric of sklearn, such as "balanced_accuracy", or a scorer; None means
+        accuracy or R^2.
+
+    Returns
+    -------
+    Evaluation
+
+    Examples
+    --------
+    >>> from sk_meta import PrototypicalClassifier, TaskNet, evaluate
+    >>> from sk_meta.tasks import make_blob_tasks
+    >>> tasks = make_blob_tasks(30, n_classes=3, labels="local", random_state=0)
+    >>> meta = PrototypicalClassifier(TaskNet(max_epochs=1), random_state=0)
+    >>> result = evaluate(meta.fit(tasks[:20]), tasks[20:])
+    >>> result.scores.shape, result.gain.shape
+    ((10,), (10,))
+    """
+    steps, meta = parts_of(model)
+    scorer, metric = _scorer(scoring, meta)
+    tasks = _transformed(steps, tasks)
+    scores, baselines, names = [], [], []
+    for found in meta.predict_tasks(tasks):
+        scores.append(_score(found, scorer))
+        baselines.append(_score(_without_prior(found), scorer))
+        names.append(found.task.name)
+    return Evaluation(np.array(scores), np.array(baselines), names, metric)
+
+
+def task_scorer(scoring):
+    """A scorer over tasks from a metric over rows.
+
+    Parameters
+    ----------
+    scoring : str or callable
+        A metric of sklearn, such as "balanced_accuracy", or a scorer.
+
+    Returns
+    -------
+    callable
+        (fitted meta-learner or Pipeline, tasks, y=None) -> mean score over tasks. For
+        the `scoring` of GridSearchCV, cross_val_score and the like, where a metric over
+        rows cannot work.
+
+    Examples
+    --------
+    >>> from sklearn.model_selection import cross_val_score
+    >>> from sk_meta import PrototypicalClassifier, TaskNet, task_scorer
+    >>> from sk_meta.tasks import make_blob_tasks
+    >>> tasks = make_blob_tasks(12, n_classes=2, random_state=0)
+    >>> meta = PrototypicalClassifier(TaskNet(max_epochs=1), random_state=0)
+    >>> cross_val_score(meta, tasks, cv=3, scoring=task_scorer("roc_auc")).shape
+    (3,)
+    """
+    return _TaskScorer(scoring)
+
+
+class _TaskScorer:
+    """A callable that pickles."""
+
+    def __init__(self, scoring):
+        get_scorer(scoring)  # a wrong name raises here
+        self.scoring = scoring
+
+    def __call__(self, model, tasks, y=None):
+        steps, meta = parts_of(model)
+        scorer, _ = _scorer(self.scoring, meta)
+        found = meta.predict_tasks(_transformed(steps, tasks))
+        return float(np.mean([_score(one, scorer) for one in found]))
+
+    def __repr__(self):
+        return f"task_scorer({self.scoring!r})"
+
+
+def _scorer(scoring, meta):
+    if scoring is None:
+        scoring = "accuracy" if isinstance(meta, MetaClassifier) else "r2"
+    return get_scorer(scoring), scoring if isinstance(scoring, str) else str(scoring)
+
+
+def _transformed(steps, tasks):
+    tasks = check_tasks(tasks)
+    for _, step in steps:
+        tasks = step.transform(tasks)
+    return tasks
+
+
+def _score(found, scorer):
+    y_true, rows, weight = scored_rows(found)
+    kind = _PredictedRegressor if found.classes is None else _PredictedClassifier
+    X = np.zeros((len(y_true), 1))
+    extra = {} if weight is None else {"sample_weight": weight}
+    return scorer(kind(found, rows), X, y_true, **extra)
+
+
+def _without_prior(found):
+    """The same prediction, made from the support set alone."""
+    task = found.task
+    if needs_fit(task):
+        X_support, X_query = task.fit_support(found.support, found.query)
+    else:
+        X_support, X_query = take_rows(task.X, found.support), take_rows(task.X, found.query)
+    X_support, X_query = (
+        numeric(X, task.label()).reshape(len(X), -1) for X in (X_support, X_query)
+    )
+    weight = None if task.sample_weight is None else task.sample_weight[found.support]
+    y_support = task.y[found.support]
+    if found.classes is None:
+        few_shot = FewShotRegressor().fit(X_support, y_support, sample_weight=weight)
+        return found._replace(values=few_shot.predict(X_query), std=None)
+    few_shot = FewShotClassifier().fit(X_support, y_support, sample_weight=weight)
+    values = np.zeros((len(X_query), len(found.classes)))
+    columns = np.searchsorted(found.classes, few_shot.classes_)
+    values[:, columns] = few_shot.predict_proba(X_query)
+    return found._replace(values=values)

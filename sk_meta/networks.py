@@ -1,0 +1,297 @@
+"""Networks, and normalisation whose second-order gradients are right under vmap."""
+
+from contextlib import contextmanager
+from copy import deepcopy
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+
+class MLP(nn.Module):
+    """Fully connected network.
+
+    Parameters
+    ----------
+    n_features : int
+        Length of a row.
+    n_outputs : int or None, default=None
+        Length of the output; None ends with the last hidden layer.
+    hidden : sequence of int, default=(64, 64)
+        Widths of the hidden layers.
+    activation : callable, default=torch.nn.ReLU
+        Class of the activation layers.
+    normalization : {None, "layer", "batch"}, default=None
+        Normalisation before each activation.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sk_meta.networks import MLP
+    >>> MLP(3, 2, hidden=(8,))(torch.zeros(5, 3)).shape
+    torch.Size([5, 2])
+    """
+
+    def __init__(
+        self,
+        n_features,
+        n_outputs=None,
+        hidden=(64, 64),
+        activation=nn.ReLU,
+        normalization=None,
+    ):
+        super().__init__()
+        norms = {None: None, "layer": LayerNorm, "batch": BatchNorm}
+        if normalization not in norms:
+            raise ValueError(
+                f"normalization must be None, 'layer' or 'batch', got {normalization!r}."
+            )
+        norm = norms[normalization]
+        layers = []
+        for n_in, n_out in zip((n_features, *hidden), hidden, strict=False):
+            layers.append(nn.Linear(n_in, n_out))
+            layers += [norm(n_out)] if norm else []
+            layers.append(activation())
+        if n_outputs is not None:
+            layers.append(nn.Linear((n_features, *hidden)[-1], n_outputs))
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, X):
+        """(n, ...) -> (n, n_outputs); a row of any shape is flattened."""
+        return self.layers(X.flatten(1))
+
+
+class Conv4(nn.Module):
+    """Four blocks of 3x3 convolution, normalisation, ReLU and 2x2 max-pooling.
+
+    Parameters
+    ----------
+    input_shape : tuple of int
+        (channels, height, width) of an image. Sides shorter than 16 pixels lose their
+        last pooling layers.
+    n_outputs : int or None, default=None
+        Length of the output of a last linear layer; None ends with the flattened
+        feature maps.
+    n_filters : int, default=64
+        Channels of each block.
+    normalization : {None, "batch"}, default="batch"
+        Normalisation after each convolution.
+
+    References
+    ----------
+    Vinyals et al. (2016), Matching Networks for One Shot Learning, section 4.1.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sk_meta.networks import Conv4
+    >>> Conv4((1, 28, 28))(torch.zeros(2, 1, 28, 28)).shape
+    torch.Size([2, 64])
+    """
+
+    def __init__(self, input_shape, n_outputs=None, n_filters=64, normalization="batch"):
+        super().__init__()
+        if len(input_shape) != 3:
+            raise ValueError(
+                "Conv4 needs images, rows of shape (channels, height, width); got "
+                f"rows of shape {tuple(input_shape)}. Reshape X, or use MLP."
+            )
+        if normalization not in (None, "batch"):
+            raise ValueError(
+                f"normalization must be None or 'batch', got {normalization!r}."
+            )
+        channels, *side = input_shape
+        layers = []
+        for _ in range(4):
+            layers.append(nn.Conv2d(channels, n_filters, 3, padding=1))
+            layers += [BatchNorm(n_filters)] if normalization else []
+            layers.append(nn.ReLU())
+            if min(side) >= 2:
+                layers.append(nn.MaxPool2d(2))
+                side = [length // 2 for length in side]
+            channels = n_filters
+        layers.append(nn.Flatten())
+        if n_outputs is not None:
+            layers.append(nn.Linear(n_filters * side[0] * side[1], n_outputs))
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, X):
+        """(n, channels, height, width) -> (n, n_outputs)."""
+        return self.layers(X)
+
+
+class BatchNorm(_BatchNorm):
+    """Batch normalisation of any rank, exact under vmap.
+
+    The affine part stays outside of the fused operation, whose second-order gradient
+    is wrong under vmap. Which statistics are used is the learner's choice, see `call`;
+    running ones change only through `update_running`.
+    """
+
+    source = "batch"
+    given = None
+    seen = None
+
+    def _check_input_dim(self, X):
+        """Any rank."""
+
+    def forward(self, X):
+        """(n, channels, ...) -> the same shape."""
+        shape = (1, -1) + (1,) * (X.ndim - 2)
+        if self.source == "running" and self.running_mean is not None:
+            given = (self.running_mean, self.running_var)
+        else:
+            given = self.given if self.source == "given" else None
+        if given is None:
+            axes = [axis for axis in range(X.ndim) if axis != 1]
+            if self.source == "record":
+                variance, mean = torch.var_mean(X, axes, correction=0)
+                self.seen = (mean, variance)
+            if X.numel() == X.shape[1]:  # one value a channel: the fused one refuses
+                X = X - X
+            else:
+                X = F.batch_norm(X, None, None, None, None, True, 0.0, self.eps)
+        else:
+            mean, variance = given
+            X = (X - mean.view(shape)) * torch.rsqrt(variance.view(shape) + self.eps)
+        if self.weight is None:
+            return X
+        return X * self.weight.view(shape) + self.bias.view(shape)
+
+    @torch.no_grad()
+    def update_running(self, mean, variance):
+        """Move the running statistics towards those of tasks, (n_tasks, channels)."""
+        if self.running_mean is None:
+            return
+        rate = 0.1 if self.momentum is None else self.momentum
+        pooled = variance.mean(0) + mean.var(0, correction=0)
+        self.running_mean.lerp_(mean.mean(0), rate)
+        self.running_var.lerp_(pooled, rate)
+        self.num_batches_tracked += 1
+
+
+class LayerNorm(nn.LayerNorm):
+    """Layer normalisation, exact under vmap: the affine part is applied outside."""
+
+    def forward(self, X):
+        """(..., *normalized_shape) -> the same shape."""
+        X = F.layer_norm(X, self.normalized_shape, None, None, self.eps)
+        if self.weight is not None:
+            X = X * self.weight
+        return X if self.bias is None else X + self.bias
+
+
+class InstanceNorm(_InstanceNorm):
+    """Instance normalisation, exact under vmap."""
+
+    def _check_input_dim(self, X):
+        """Any rank."""
+
+    def forward(self, X):
+        """(n, channels, ...) -> the same shape."""
+        axes = tuple(range(2, X.ndim))
+        variance, mean = torch.var_mean(X, axes, correction=0, keepdim=True)
+        X = (X - mean) * torch.rsqrt(variance + self.eps)
+        if self.weight is None:
+            return X
+        shape = (1, -1) + (1,) * (X.ndim - 2)
+        return X * self.weight.view(shape) + self.bias.view(shape)
+
+
+_EXACT = {
+    nn.BatchNorm1d: BatchNorm,
+    nn.BatchNorm2d: BatchNorm,
+    nn.BatchNorm3d: BatchNorm,
+    nn.LayerNorm: LayerNorm,
+    nn.InstanceNorm1d: InstanceNorm,
+    nn.InstanceNorm2d: InstanceNorm,
+    nn.InstanceNorm3d: InstanceNorm,
+}
+
+
+def exact_normalization(module):
+    """A copy of a network with exact normalisation in place of torch's fused layers.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        Left as it is.
+
+    Returns
+    -------
+    torch.nn.Module
+        With the same parameters and the same ``state_dict`` keys.
+
+    Notes
+    -----
+    ``torch.nn.BatchNorm*d``, ``LayerNorm`` and ``InstanceNorm*d`` with an affine part
+    give wrong second-order gradients under ``torch.func.vmap``.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> from sk_meta.networks import exact_normalization
+    >>> exact_normalization(nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3)))[1]
+    LayerNorm((3,), eps=1e-05, elementwise_affine=True, bias=True)
+    """
+    module = deepcopy(module)
+    for layer in module.modules():
+        # The class alone changes: parameters, hooks and names stay.
+        layer.__class__ = _EXACT.get(type(layer), type(layer))
+    return module
+
+
+def batch_norms(module):
+    """The layers of a network that mix rows by their statistics."""
+    return tuple(layer for layer in module.modules() if isinstance(layer, BatchNorm))
+
+
+@contextmanager
+def _source(norms, source, statistics):
+    for layer, given in zip(norms, statistics or [None] * len(norms), strict=True):
+        layer.source, layer.given, layer.seen = source, given, None
+    try:
+        yield
+    finally:
+        for layer in norms:
+            layer.source, layer.given, layer.seen = "batch", None, None
+
+
+def call(module, X, *, parameters=None, norms=(), source="batch", statistics=()):
+    """Apply a network as a pure function.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+    X : tensor of shape (n, ...)
+    parameters : dict of tensors, default=None
+        Used in place of the network's own.
+    norms : tuple of BatchNorm
+        ``batch_norms(module)``, found once by the caller.
+    source : {"batch", "record", "running", "given"}
+        Which statistics batch normalisation uses. "record" uses the batch's and
+        returns them too.
+    statistics : tuple of (mean, variance)
+        For "given", one entry for each layer.
+
+    Returns
+    -------
+    output : tensor
+    seen : tuple of (mean, variance)
+        Empty unless `source` is "record".
+    """
+
+    def forward():
+        if parameters is None:
+            return module(X)
+        return functional_call(module, parameters, (X,))
+
+    if not norms:
+        return forward(), ()
+    with _source(norms, source, statistics):
+        output = forward()
+        seen = tuple(layer.seen for layer in norms) if source == "record" else ()
+    return output, seen

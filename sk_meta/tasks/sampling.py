@@ -1,0 +1,219 @@
+"""Episodes drawn from labelled data, lazily."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from sk_meta.tasks.task import Task, take_rows
+
+
+class Episode(Task):
+    """A task that is a view: it holds row positions, and takes the rows when asked.
+
+    Made by `EpisodeSampler`.
+    """
+
+    def __init__(self, table, rows, y, n_support, name=None):
+        self.table = table
+        self.rows = rows
+        self.y = y
+        self.support = np.arange(len(rows)) < n_support
+        self.labels = "local"
+        self.metadata = self.sample_weight = self.labeled = None
+        self.name = name
+
+    @property
+    def X(self):
+        """Features, taken from the table on each access."""
+        return take_rows(self.table, self.rows)
+
+    def replace_table(self, table):
+        """The same episode over another table with the same rows."""
+        n_support = int(self.support.sum())
+        return Episode(table, self.rows, self.y, n_support, self.name)
+
+    def __len__(self):
+        return len(self.rows)
+
+
+class EpisodeSampler(Sequence):
+    """A lazy sequence of episodes: n_way classes with n_shot labelled rows each.
+
+    Item i is the same episode every time; rows are never copied until they are used.
+    Takes the place of a list of tasks in `fit`, `score` and `evaluate`.
+
+    Parameters
+    ----------
+    X : array of shape (n_rows, ...) or DataFrame
+        Features.
+    y : array of shape (n_rows,)
+        Class of each row.
+    n_way : int, default=5
+        Classes in an episode.
+    n_shot : int, default=1
+        Rows of each class in the support set.
+    n_query : int, default=15
+        Rows of each class in the query set.
+    n_episodes : int, default=1000
+        Length of the sequence.
+    groups : array of shape (n_rows,), default=None
+        If given, the classes of an episode all come from one group, such as the
+        characters of one alphabet: a harder task than classes from everywhere.
+    random_state : int, default=0
+        Seed. Episode i depends on it and on i alone.
+
+    Raises
+    ------
+    ValueError
+        If a class has fewer than ``n_shot + n_query`` rows, or there are fewer than
+        `n_way` classes (in every group, where groups are given).
+
+    Notes
+    -----
+    Cross-validation over one sampler shares classes between the folds, so its score
+    says nothing about new classes. Cut the classes first, with `split_classes`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sk_meta import EpisodeSampler
+    >>> X, y = np.arange(40.0).reshape(20, 2), np.repeat(list("abcde"), 4)
+    >>> episodes = EpisodeSampler(X, y, n_way=3, n_shot=1, n_query=2, n_episodes=10)
+    >>> len(episodes), episodes[0].X_support.shape, episodes[0].X_query.shape
+    (10, (3, 2), (6, 2))
+    """
+
+    def __init__(
+        self,
+        X,
+        y,
+        n_way=5,
+        n_shot=1,
+        n_query=15,
+        n_episodes=1000,
+        groups=None,
+        random_state=0,
+    ):
+        self.X = X if hasattr(X, "iloc") else np.asarray(X)
+        self.y = np.asarray(y)
+        self.groups = None if groups is None else np.asarray(groups)
+        self.n_way, self.n_shot, self.n_query = n_way, n_shot, n_query
+        self.n_episodes = n_episodes
+        self.random_state = random_state
+        if len(self.X) != len(self.y):
+            raise ValueError(
+                f"X has {len(self.X)} rows, y has {len(self.y)}; they must agree."
+            )
+        for what in ("n_way", "n_shot", "n_query", "n_episodes"):
+            if getattr(self, what) < 1:
+                raise ValueError(f"{what} must be 1 or more, got {getattr(self, what)}.")
+        self.classes_, code = np.unique(self.y, return_inverse=True)
+        counts = np.bincount(code)
+        small = np.flatnonzero(counts < n_shot + n_query)
+        if small.size:
+            raise ValueError(
+                f"{small.size} of {len(counts)} classes have fewer than n_shot + "
+                f"n_query = {n_shot + n_query} rows; the first is "
+                f"{self.classes_[small[0]]!r} with {counts[small[0]]}. Lower n_query "
+                "or n_shot, or leave these classes out."
+            )
+        self._rows = np.split(
+            np.argsort(code, kind="stable"), np.cumsum(counts)[:-1]
+        )
+        self._pools = self._make_pools(code)
+
+    def _make_pools(self, code):
+        """The sets of classes that an episode may be drawn from."""
+        if self.groups is None:
+            pools = [np.arange(len(self.classes_))]
+        else:
+            pools = [
+                np.unique(code[self.groups == group])
+                for group in np.unique(self.groups)
+            ]
+        enough = [pool for pool in pools if len(pool) >= self.n_way]
+        if not enough:
+            where = "X" if self.groups is None else "the largest group"
+            raise ValueError(
+                f"n_way is {self.n_way}, but {where} has "
+                f"{max(map(len, pools))} classes. Lower n_way."
+            )
+        return enough
+
+    def __len__(self):
+        return self.n_episodes
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"episode {index} of {len(self)}")
+        index = int(index) % len(self)
+        rng = np.random.default_rng((self.random_state, index))
+        pool = self._pools[rng.integers(len(self._pools))]
+        classes = rng.choice(pool, self.n_way, replace=False)
+        n_rows = self.n_shot + self.n_query
+        drawn = np.stack(
+            [self._rows[c][rng.permutation(len(self._rows[c]))[:n_rows]] for c in classes]
+        )
+        rows = np.concatenate(
+            [drawn[:, : self.n_shot].ravel(), drawn[:, self.n_shot :].ravel()]
+        )
+        n_support = self.n_way * self.n_shot
+        return Episode(self.X, rows, self.y[rows], n_support, f"episode {index}")
+
+    def replace_table(self, table):
+        """The same episodes over another table with the same rows."""
+        return EpisodeSampler(
+            table,
+            self.y,
+            self.n_way,
+            self.n_shot,
+            self.n_query,
+            self.n_episodes,
+            self.groups,
+            self.random_state,
+        )
+
+    def __repr__(self):
+        return (
+            f"EpisodeSampler({self.n_episodes} episodes, n_way={self.n_way}, "
+            f"n_shot={self.n_shot}, n_query={self.n_query})"
+        )
+
+
+def split_classes(y, test_size=0.25, *, groups=None, random_state=None):
+    """Split rows so that no class is on both sides.
+
+    Parameters
+    ----------
+    y : array of shape (n_rows,)
+        Class of each row.
+    test_size : float or int, default=0.25
+        Share or number of the classes (of the groups, where given) on the second side.
+    groups : array of shape (n_rows,), default=None
+        If given, whole groups go to one side, such as alphabets.
+    random_state : int, RandomState instance or None, default=None
+        Seed of the split.
+
+    Returns
+    -------
+    train, test : ndarray of int
+        Row positions.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sk_meta import split_classes
+    >>> y = np.repeat(list("abcd"), 2)
+    >>> train, test = split_classes(y, test_size=1, random_state=0)
+    >>> sorted(set(y[train]) & set(y[test]))
+    []
+    """
+    from sklearn.model_selection import train_test_split
+
+    units = np.asarray(y if groups is None else groups)
+    train, test = train_test_split(
+        np.unique(units), test_size=test_size, random_state=random_state
+    )
+    return np.flatnonzero(np.isin(units, train)), np.flatnonzero(np.isin(units, test))

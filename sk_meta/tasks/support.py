@@ -1,0 +1,83 @@
+"""Which rows of a task form its support set."""
+
+import zlib
+from numbers import Integral, Real
+
+import numpy as np
+
+
+def check_support_size(support_size):
+    """Raise unless `support_size` is rows, a fraction, or a range of either."""
+    bounds = support_size if isinstance(support_size, tuple) else (support_size,)
+    valid = len(bounds) in (1, 2) and all(
+        (isinstance(b, Integral) and not isinstance(b, bool) and b >= 1)
+        or (isinstance(b, Real) and not isinstance(b, Integral) and 0 < b < 1)
+        for b in bounds
+    )
+    if valid and len(bounds) == 2:
+        same_kind = isinstance(bounds[0], Integral) == isinstance(bounds[1], Integral)
+        valid = same_kind and bounds[0] <= bounds[1]
+    if not valid:
+        raise ValueError(
+            "support_size must be a number of rows (1 or more), a fraction between 0 "
+            f"and 1, or a range (low, high) of one of these, got {support_size!r}."
+        )
+
+
+def draw_size(support_size, rng: np.random.Generator):
+    """One size: `support_size` itself, or a draw from its range."""
+    if not isinstance(support_size, tuple):
+        return support_size
+    low, high = support_size
+    if isinstance(low, Integral):
+        return int(rng.integers(low, high + 1))
+    return float(rng.uniform(low, high))
+
+
+def evaluation_generator(task, evaluation_seed: int) -> np.random.Generator:
+    """A generator that depends on the seed and on the task's y, not on its X.
+
+    A search that transforms X in several ways thus compares its candidates on the
+    same rows.
+    """
+    y = np.asarray(task.y)
+    content = "\x1f".join(map(str, y.ravel().tolist())).encode()
+    return np.random.default_rng((evaluation_seed, zlib.crc32(content)))
+
+
+def draw_support(
+    codes: np.ndarray | None,
+    usable: np.ndarray,
+    size: int | float,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """Positions of the rows of a support set.
+
+    Parameters
+    ----------
+    codes : int array of shape (n_rows,) or None
+        Class of each row, for a stratified draw; None for a regression task.
+    usable : int array
+        Positions of the rows that may be drawn.
+    size : int or float
+        Rows (of each class, where there are classes), or a fraction of them. At least
+        one row of each class is drawn, and one is left where the class has two.
+    rng : numpy.random.Generator
+
+    Returns
+    -------
+    int array, shuffled.
+    """
+    shuffled = rng.permutation(usable)
+    if codes is None:
+        strata = [shuffled]
+    else:
+        order = np.argsort(codes[shuffled], kind="stable")
+        counts = np.bincount(codes[shuffled])
+        strata = np.split(shuffled[order], np.cumsum(counts[counts > 0])[:-1])
+    drawn = []
+    for rows in strata:
+        wanted = round(size * len(rows)) if isinstance(size, float) else size
+        keep = 1 if codes is not None else 0
+        drawn.append(rows[: max(1, min(wanted, len(rows) - keep))])
+    return rng.permutation(np.concatenate(drawn))

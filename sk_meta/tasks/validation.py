@@ -1,0 +1,333 @@
+"""Checks of tasks, in one place, and what the tasks have in common: the schema."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from sk_meta.tasks.sampling import Episode, EpisodeSampler
+from sk_meta.tasks.task import Task
+
+
+def check_tasks(tasks):
+    """Turn what a user passes as tasks into a sequence of Task.
+
+    Parameters
+    ----------
+    tasks : list of Task, list of (X, y), or EpisodeSampler
+
+    Returns
+    -------
+    sequence of Task
+
+    Raises
+    ------
+    ValueError
+        If there are none.
+    TypeError
+        If they are something else.
+    """
+    if isinstance(tasks, EpisodeSampler):
+        return tasks
+    if isinstance(tasks, Task):
+        raise TypeError("Expected a list of tasks, got one Task. Pass [task].")
+    is_array = isinstance(tasks, np.ndarray) and tasks.dtype != object
+    if is_array or hasattr(tasks, "iloc") or not isinstance(
+        tasks, Sequence | np.ndarray
+    ):
+        raise TypeError(
+            "Expected a list of tasks: Task objects or (X, y) pairs, or an "
+            f"EpisodeSampler; got {type(tasks).__name__}. A table with an id column "
+            "becomes tasks by tasks_from_groups(X, y, groups)."
+        )
+    if len(tasks) == 0:
+        raise ValueError("There are no tasks: the list is empty. Pass at least one.")
+    return [_as_task(task, position) for position, task in enumerate(tasks)]
+
+
+def _as_task(task, position):
+    if isinstance(task, Task):
+        return task
+    if isinstance(task, tuple) and len(task) == 2:
+        return Task(*task, name=str(position))
+    raise TypeError(
+        f"Task {position} is a {type(task).__name__}. Expected a Task or a tuple (X, y)."
+    )
+
+
+def call_task(task, position):
+    """How messages call a task of a list."""
+    return f"Task {position}" + ("" if task.name is None else f" ({task.name!r})")
+
+
+def numeric(values, what: str) -> np.ndarray:
+    """Values as a finite float32 array, or an error that says what to do."""
+    values = values.to_numpy() if hasattr(values, "iloc") else np.asarray(values)
+    if values.dtype.kind not in "fiub":
+        try:
+            values = values.astype(np.float64)
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"{what} holds values that are not numbers (dtype {values.dtype}). "
+                "Encode them first, for example with TaskTransformer(OneHotEncoder()) "
+                "or a ColumnTransformer in a Pipeline."
+            ) from None
+    values = values.astype(np.float32, copy=False)
+    if not np.isfinite(values).all():
+        raise ValueError(
+            f"{what} contains NaN, infinity or a value too large for float32. Impute "
+            "missing values in a Pipeline, for example with "
+            "TaskTransformer(SimpleImputer())."
+        )
+    return values
+
+
+def label_array(y, what: str) -> np.ndarray:
+    """Class labels as a 1-d array that can be sorted."""
+    y = np.asarray(y)
+    if y.ndim == 2 and y.shape[1] == 1:
+        y = y[:, 0]
+    if y.ndim != 1:
+        raise ValueError(
+            f"{what} has shape {y.shape}; class labels must be of shape (n_rows,)."
+        )
+    if y.dtype.kind == "f":
+        if not np.isfinite(y).all():
+            raise ValueError(
+                f"{what} contains NaN or infinity. Mark rows without a known label "
+                "with Task(..., labeled=mask)."
+            )
+        if (y != np.floor(y)).any():
+            raise ValueError(
+                f"{what} holds continuous values such as {y[y != np.floor(y)][0]!r}. "
+                "Use a meta-regressor, or pass class labels."
+            )
+    if y.dtype.kind == "O":
+        kinds = {type(value).__name__ for value in y.tolist()}
+        if len(kinds) > 1:
+            raise ValueError(
+                f"{what} mixes labels of types {', '.join(sorted(kinds))}. Use one."
+            )
+        y = np.asarray(y.tolist())
+    return y
+
+
+def target_array(y, what: str) -> np.ndarray:
+    """Regression targets as a finite float64 array of one or two dimensions."""
+    y = np.asarray(y)
+    if y.dtype.kind not in "fiub":
+        try:
+            y = y.astype(np.float64)
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"{what} holds values that are not numbers (dtype {y.dtype}). Use a "
+                "meta-classifier for class labels."
+            ) from None
+    y = y.astype(np.float64, copy=False)
+    if y.ndim not in (1, 2):
+        raise ValueError(
+            f"{what} has shape {y.shape}; expected (n_rows,) or (n_rows, n_targets)."
+        )
+    if not np.isfinite(y).all():
+        raise ValueError(
+            f"{what} contains NaN or infinity. Mark rows without a known target with "
+            "Task(..., labeled=mask)."
+        )
+    return y
+
+
+def feature_names(X):
+    """Column names of a DataFrame whose names are all strings, else None."""
+    if not hasattr(X, "columns"):
+        return None
+    names = np.asarray(X.columns, dtype=object)
+    return names if all(isinstance(name, str) for name in names) else None
+
+
+@dataclass
+class Schema:
+    """What all tasks have in common, and how outputs relate to labels or targets.
+
+    Attributes
+    ----------
+    classification : bool
+    shape : tuple of int
+        Shape of one row of X.
+    names : array of str, or None
+        Column names of DataFrames.
+    labels : "shared" or "local"
+    classes : array, or None
+        All labels, sorted, where they are shared.
+    n_outputs : int
+        Largest number of classes in a task, or number of targets.
+    multi_output : bool
+        Whether y has two dimensions.
+    target_mean, target_scale : arrays of shape (n_outputs,)
+        Of the pooled labelled rows, for regression.
+    """
+
+    classification: bool
+    shape: tuple
+    names: np.ndarray | None = None
+    labels: str = "shared"
+    classes: np.ndarray | None = None
+    n_outputs: int = 1
+    multi_output: bool = False
+    target_mean: np.ndarray = field(default_factory=lambda: np.zeros(1))
+    target_scale: np.ndarray = field(default_factory=lambda: np.ones(1))
+
+    @classmethod
+    def from_tasks(cls, tasks, classification: bool):
+        """Infer the schema of training tasks; raise where they disagree."""
+        lazy = isinstance(tasks, EpisodeSampler)
+        looked_at = tasks[:1] if lazy else tasks
+        first = looked_at[0]
+        shape = np.shape(first.X)[1:]
+        schema = cls(classification, tuple(shape), feature_names(first.X))
+        schema._check_features_agree(looked_at)
+        if classification:
+            schema._set_labels(tasks, looked_at)
+        else:
+            schema._set_targets(looked_at)
+        return schema
+
+    def _check_features_agree(self, tasks):
+        shapes = [task.table.shape[1:] if isinstance(task, Episode) else task.X.shape[1:]
+                  for task in tasks]
+        common = max(set(shapes), key=shapes.count)
+        for position, shape in enumerate(shapes):
+            if shape != common:
+                others = shapes.count(common)
+                raise ValueError(
+                    f"{call_task(tasks[position], position)} has {say_shape(shape)}; "
+                    f"{others} of the {len(tasks)} tasks have {say_shape(common)}. "
+                    "All tasks need the same features."
+                )
+        for position, task in enumerate(tasks):
+            X = task.table if isinstance(task, Episode) else task.X
+            check_names(feature_names(X), self.names, call_task(task, position),
+                        "the first task")
+
+    def _set_labels(self, tasks, looked_at):
+        kinds = {task.labels for task in looked_at}
+        if len(kinds) > 1:
+            odd = [t.labels for t in looked_at].index("local")
+            raise ValueError(
+                f"Tasks mix label kinds: {call_task(looked_at[odd], odd)} has local "
+                "labels, others have shared ones. Use one kind in a list."
+            )
+        self.labels = kinds.pop()
+        found = []
+        for position, task in enumerate(looked_at):
+            y = labelled_part(task)
+            classes = np.unique(label_array(y, f"y of {call_task(task, position)}"))
+            if len(classes) < 2:
+                raise ValueError(
+                    f"{call_task(task, position)} has "
+                    + (f"one class ({classes[0]!r})" if len(classes) else "no label")
+                    + "; a meta-classifier needs at least two in each training task. "
+                    "Leave the task out, or merge it with another."
+                )
+            found.append(classes)
+        if self.labels == "local":
+            self.n_outputs = max(map(len, found))
+            return
+        if len({classes.dtype.kind in "USO" for classes in found}) > 1:
+            raise ValueError(
+                "Some tasks have strings as labels and others numbers. Shared labels "
+                "must be of one type."
+            )
+        self.classes = np.unique(np.concatenate(found))
+        self.n_outputs = len(self.classes)
+
+    def _set_targets(self, tasks):
+        targets = []
+        for position, task in enumerate(tasks):
+            y = target_array(labelled_part(task), f"y of {call_task(task, position)}")
+            if targets and y.shape[1:] != targets[0].shape[1:]:
+                raise ValueError(
+                    f"{call_task(task, position)} has targets of shape {y.shape}; the "
+                    f"first task has {targets[0].shape}. All need as many targets."
+                )
+            targets.append(y)
+        pooled = np.concatenate(targets)
+        self.multi_output = pooled.ndim == 2
+        pooled = pooled.reshape(len(pooled), -1)
+        self.n_outputs = pooled.shape[1]
+        self.target_mean = pooled.mean(axis=0)
+        scale = pooled.std(axis=0)
+        self.target_scale = np.where(scale > 0, scale, 1.0)
+
+    def check_features(self, X, what: str):
+        """Raise unless rows look like those of `fit`; return them as numbers."""
+        shape = tuple(np.shape(X)[1:])
+        if shape != self.shape:
+            if len(shape) == 1 and shape[0] == int(np.prod(self.shape)):
+                return numeric(X, f"X of {what}").reshape(-1, *self.shape)
+            raise ValueError(
+                f"{what} has {say_shape(shape)}; the meta-learner was fitted on tasks "
+                f"with {say_shape(self.shape)}."
+            )
+        check_names(feature_names(X), self.names, what, "the tasks of fit")
+        return numeric(X, f"X of {what}")
+
+    def encode(self, y, what: str, n_classes_max=None):
+        """Labels as integers in [0, n_classes), or scaled targets (n_rows, n_targets).
+
+        Returns
+        -------
+        encoded : array
+        classes : array or None
+            What the integers stand for.
+        """
+        if not self.classification:
+            y = target_array(y, f"y of {what}")
+            if (y.shape[1:] or (1,)) != (self.n_outputs,):
+                raise ValueError(
+                    f"y of {what} has shape {y.shape}; the meta-learner was fitted on "
+                    f"{self.n_outputs} target(s)."
+                )
+            scaled = (y.reshape(len(y), -1) - self.target_mean) / self.target_scale
+            return scaled.astype(np.float32), None
+        y = label_array(y, f"y of {what}")
+        classes = np.unique(y) if self.labels == "local" else self.classes
+        return encode_labels(y, classes, what), classes
+
+
+def encode_labels(y, classes, what: str):
+    """Positions of labels in sorted classes, matched by value."""
+    comparable = (y.dtype.kind in "USO") == (classes.dtype.kind in "USO")
+    known = np.isin(y, classes) if comparable else np.zeros(len(y), dtype=bool)
+    if not known.all():
+        raise ValueError(
+            f"y of {what} holds the label {y[~known][0]!r}, which no training task had; "
+            f"the meta-learner knows {classes.tolist()}. With classes of its own in "
+            "each task, use labels='local'."
+        )
+    return np.searchsorted(classes, y)
+
+
+def labelled_part(task):
+    """y of the rows whose y is known."""
+    return task.y if task.labeled is None else task.y[task.labeled]
+
+
+def say_shape(shape):
+    """A row's shape in words."""
+    return f"{shape[0]} features" if len(shape) == 1 else f"rows of shape {shape}"
+
+
+def check_names(names, expected, what: str, where: str):
+    """Raise when both have column names and these differ."""
+    if names is None or expected is None or np.array_equal(names, expected):
+        return
+    if set(names) == set(expected):
+        raise ValueError(
+            f"{what} has the columns of {where} in another order: {list(names)} against "
+            f"{list(expected)}. Reorder them."
+        )
+    missing = sorted(set(expected) - set(names))
+    unknown = sorted(set(names) - set(expected))
+    raise ValueError(
+        f"{what} has other columns than {where}: missing {missing}, unknown {unknown}."
+    )

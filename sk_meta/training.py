@@ -1,0 +1,314 @@
+"""TaskNet: meta-training as skorch users know it."""
+
+import inspect
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from skorch import NeuralNet
+from skorch.callbacks import Callback
+from skorch.dataset import Dataset
+from torch import nn
+from torch.utils.data import DataLoader
+
+from sk_meta.batching import each_task, preferred_way
+from sk_meta.learner import Query, RowLoss, Support
+from sk_meta.networks import MLP, Conv4, exact_normalization
+from sk_meta.tasks.stacking import MetaBatches, TaskDataset
+
+
+class TaskNet(NeuralNet):
+    """A network, and how it is meta-trained: a skorch net whose samples are tasks.
+
+    Handed to a meta-learner as its `net`; everything that skorch's NeuralNet takes
+    works here, with other defaults.
+
+    Parameters
+    ----------
+    module : class or instance of torch.nn.Module, default=None
+        The network; None means `MLP` for rows of features and `Conv4` for images. Of
+        its parameters `n_features`, `input_shape` and `n_outputs`, those that it has
+        and that are not set are inferred from the tasks.
+    criterion : class of torch.nn.Module, default=RowLoss
+        Loss of rows; one of torch's losses is used without its reduction.
+    optimizer : class of torch.optim.Optimizer, default=torch.optim.Adam
+        Outer-loop optimizer.
+    lr : float, default=1e-3
+        Outer-loop learning rate.
+    max_epochs : int, default=100
+        Passes over the tasks.
+    batch_size : int, default=8
+        Tasks per meta-batch.
+    train_split : callable or None, default=None
+        For example ``skorch.dataset.ValidSplit(5)``: which tasks are for validation.
+        Their loss is `valid_loss` in the history, for callbacks such as
+        ``skorch.callbacks.EarlyStopping(load_best=True)``.
+    callbacks : list of skorch callbacks, default=None
+    device : str, default="cpu"
+        Where meta-training runs, such as "cuda".
+    verbose : int, default=0
+        1 prints a line per epoch.
+    iterator_train, iterator_valid, dataset, predict_nonlinearity, warm_start, \
+    compile, use_caching, torch_load_kwargs
+        As in skorch. Iterators have no effect: tasks are stacked on the device.
+    **kwargs
+        Parameters of the parts: ``module__hidden=(40, 40)``, ``optimizer__betas``.
+
+    Attributes
+    ----------
+    module_ : Learner
+        The method, which holds the network.
+    history_ : skorch.history.History
+
+    Examples
+    --------
+    >>> from sk_meta import TaskNet
+    >>> TaskNet(module__hidden=(40, 40), lr=1e-2).get_params()["lr"]
+    0.01
+    """
+
+    def __init__(
+        self,
+        module=None,
+        criterion=RowLoss,
+        optimizer=torch.optim.Adam,
+        lr=1e-3,
+        max_epochs=100,
+        batch_size=8,
+        iterator_train=DataLoader,
+        iterator_valid=DataLoader,
+        dataset=Dataset,
+        train_split=None,
+        callbacks=None,
+        predict_nonlinearity="auto",
+        warm_start=False,
+        verbose=0,
+        device="cpu",
+        compile=False,
+        use_caching="auto",
+        torch_load_kwargs=None,
+        **kwargs,
+    ):
+        super().__init__(
+            module,
+            criterion,
+            optimizer=optimizer,
+            lr=lr,
+            max_epochs=max_epochs,
+            batch_size=batch_size,
+            iterator_train=iterator_train,
+            iterator_valid=iterator_valid,
+            dataset=dataset,
+            train_split=train_split,
+            callbacks=callbacks,
+            predict_nonlinearity=predict_nonlinearity,
+            warm_start=warm_start,
+            verbose=verbose,
+            device=device,
+            compile=compile,
+            use_caching=use_caching,
+            torch_load_kwargs=torch_load_kwargs,
+            **kwargs,
+        )
+
+    def meta_fit(self, dataset, make_learner, n_outputs, seed):
+        """Initialize, and train on a TaskDataset.
+
+        Parameters
+        ----------
+        dataset : TaskDataset
+        make_learner : callable
+            (network, length of its output) -> Learner.
+        n_outputs : int or None
+            Length of the network's output that the method needs; None leaves it to
+            the network.
+        seed : int
+
+        Returns
+        -------
+        self
+        """
+        self.make_learner = make_learner
+        self.n_outputs = n_outputs
+        self.input_shape = dataset.schema.shape
+        self.rng = np.random.default_rng(seed)
+        with seeded(seed, self.device):
+            return self.fit(dataset)
+
+    def meta_partial_fit(self, dataset):
+        """Train on: `max_epochs` more passes, over other tasks."""
+        seed = int(self.rng.integers(2**31))
+        with seeded(seed, self.device):
+            return self.partial_fit(dataset)
+
+    def initialize_module(self):
+        """Build the network for the tasks, and wrap it in the learner."""
+        network = exact_normalization(self._build_network())
+        n_outputs = self._check_output(network)
+        self.module_ = self.make_learner(network, n_outputs)
+        self.module_.way = preferred_way(self.module_, self.device)
+        return self
+
+    def _build_network(self):
+        module, given = self.module, self.get_params_for("module")
+        if module is None:
+            module = Conv4 if len(self.input_shape) == 3 else MLP
+        if not isinstance(module, type):
+            return self.initialized_instance(module, given)
+        wanted = inspect.signature(module.__init__).parameters
+        inferred = {
+            "n_features": int(np.prod(self.input_shape)),
+            "input_shape": self.input_shape,
+            "n_outputs": self.n_outputs,
+        }
+        inferred = {k: v for k, v in inferred.items() if k in wanted and v is not None}
+        return module(**{**inferred, **given})
+
+    def _check_output(self, network):
+        """Length of the network's output, on two rows of zeros."""
+        was_training = network.training
+        network.eval()
+        with torch.no_grad():
+            output = network(torch.zeros(2, *self.input_shape))
+        network.train(was_training)
+        name = type(network).__name__
+        if not torch.is_tensor(output) or output.ndim != 2 or len(output) != 2:
+            found = tuple(output.shape) if torch.is_tensor(output) else type(output)
+            raise ValueError(
+                f"{name} turned 2 rows into {found}; expected a tensor of shape "
+                "(2, n_outputs)."
+            )
+        if self.n_outputs is not None and output.shape[1] != self.n_outputs:
+            raise ValueError(
+                f"{name} gives {output.shape[1]} outputs; these tasks need "
+                f"{self.n_outputs}. Name the parameter for the number of outputs "
+                "`n_outputs` and leave it unset, or set it to that number."
+            )
+        return output.shape[1]
+
+    def initialize_criterion(self):
+        """Keep the loss of each row; the learner averages over the rows of a task."""
+        params = self.get_params_for("criterion")
+        if isinstance(self.criterion, type) and (
+            "reduction" in inspect.signature(self.criterion.__init__).parameters
+        ):
+            params = {**params, "reduction": "none"}
+        self.criterion_ = self.initialized_instance(self.criterion, params)
+        return self
+
+    def initialize(self):
+        """Initialize all parts; the learner gets the loss of rows."""
+        super().initialize()
+        self.module_.row_loss = self.criterion_
+        return self
+
+    def get_iterator(self, dataset, training=False):
+        """Meta-batches of tasks, stacked on the device."""
+        return MetaBatches(dataset, self.batch_size, self.rng if training else None)
+
+    def get_dataset(self, X, y=None):
+        """The TaskDataset itself."""
+        if not isinstance(X, TaskDataset):
+            raise TypeError(
+                "A TaskNet learns from tasks through a meta-learner: pass it as `net`, "
+                f"as in MAMLClassifier(net=TaskNet()); got {type(X).__name__}."
+            )
+        return X
+
+    def train_step_single(self, batch, **fit_params):
+        """Mean loss of the tasks of a meta-batch, and its gradient."""
+        self._set_training(True)
+        losses, seen = task_losses(self.module_, batch)
+        loss = self.reduce_losses(losses)
+        loss.backward()
+        if seen:
+            self.module_.update_running(seen)
+        return {"loss": loss, "y_pred": losses}
+
+    def validation_step(self, batch, **fit_params):
+        """Mean loss of validation tasks, each adapted to its support set."""
+        self._set_training(False)
+        with torch.no_grad():
+            losses, _ = task_losses(self.module_, batch, training=False)
+        return {"loss": losses.mean(), "y_pred": losses}
+
+    def reduce_losses(self, losses):
+        """(n_tasks,) -> scalar. A subclass may weigh the tasks."""
+        return losses.mean()
+
+
+def task_losses(learner, batch, training=True):
+    """Loss of each task of a meta-batch.
+
+    Parameters
+    ----------
+    learner : Learner
+    batch : list of TaskGroup
+    training : bool, default=True
+        Whether statistics of the task's rows may be used, as in training.
+
+    Returns
+    -------
+    losses : tensor of shape (n_tasks,)
+        Group by group.
+    seen : tuple of (mean, variance)
+        What normalisation layers saw, each of shape (n_tasks, channels).
+    """
+    losses, seen = [], []
+    for group in batch:
+
+        def of_one(tensors, n_classes=group.support.n_classes):
+            (X, y, weight, metadata), query = tensors
+            support = Support(X, y, weight, n_classes, metadata)
+            if training:
+                scores, seen = learner(support, query[0])
+            else:
+                scores, seen = learner.predict(learner.adapt(support), query[0]), ()
+            return learner.loss(scores, Query(*query), support), seen
+
+        X, y, weight, _, metadata = group.support
+        tensors = ((X, y, weight, metadata), tuple(group.query))
+        group_losses, group_seen = each_task(of_one, tensors, learner)
+        losses.append(group_losses)
+        seen.append(group_seen)
+    if not seen[0]:
+        return torch.cat(losses), ()
+    joined = tuple(
+        tuple(torch.cat(parts) for parts in zip(*layer, strict=True))
+        for layer in zip(*seen, strict=True)
+    )
+    return torch.cat(losses), joined
+
+
+@contextmanager
+def seeded(seed, device):
+    """Torch's generators seeded inside, and as they were afterwards."""
+    device = torch.device(device)
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield
+
+
+class Progress(Callback):
+    """A progress bar over the epochs, with the latest losses."""
+
+    def on_train_begin(self, net, **kwargs):
+        """Open the bar."""
+        from tqdm.auto import tqdm
+
+        self.bar_ = tqdm(total=net.max_epochs, unit="epoch")
+
+    def on_epoch_end(self, net, **kwargs):
+        """Advance it."""
+        last = net.history[-1]
+        losses = {k: last[k] for k in ("train_loss", "valid_loss") if k in last}
+        self.bar_.set_postfix({k: f"{v:.4g}" for k, v in losses.items()})
+        self.bar_.update()
+
+    def on_train_end(self, net, **kwargs):
+        """Close it."""
+        self.bar_.close()
+        del self.bar_
+
+
