@@ -62,7 +62,7 @@ class MetaEstimator(BaseEstimator):
         "verbose": ["verbose"],
     }
 
-    def _learner_maker(self):
+    def _learner_maker(self, schema):
         """A picklable callable: (network, n_outputs) -> Learner."""
         raise NotImplementedError
 
@@ -97,7 +97,7 @@ class MetaEstimator(BaseEstimator):
         dataset.check_draws()
         seed = _seed(self.random_state)
         n_outputs = self._n_network_outputs(schema)
-        net.meta_fit(dataset, self._learner_maker(), n_outputs, seed)
+        net.meta_fit(dataset, self._learner_maker(schema), n_outputs, seed)
         self._take(net, schema)
         return self
 

@@ -215,7 +215,10 @@ def _without_prior(found):
     if needs_fit(task):
         X_support, X_query = task.fit_support(found.support, found.query)
     else:
-        X_support, X_query = take_rows(task.X, found.support), take_rows(task.X, found.query)
+        X_support, X_query = (
+            take_rows(task.X, found.support),
+            take_rows(task.X, found.query),
+        )
     X_support, X_query = (
         numeric(X, task.label()).reshape(len(X), -1) for X in (X_support, X_query)
     )

@@ -92,7 +92,9 @@ class Conv4(nn.Module):
     torch.Size([2, 64])
     """
 
-    def __init__(self, input_shape, n_outputs=None, n_filters=64, normalization="batch"):
+    def __init__(
+        self, input_shape, n_outputs=None, n_filters=64, normalization="batch"
+    ):
         super().__init__()
         if len(input_shape) != 3:
             raise ValueError(

@@ -175,7 +175,8 @@ def _pool(tasks):
     else:
         X = parts[0] if len(parts) == 1 else np.concatenate(parts)
     meant_once = all(
-        not isinstance(task, EpisodeSampler | Episode) and task.labels == "shared"
+        not isinstance(task, EpisodeSampler | Episode)
+        and task.labels == "shared"
         and task.labeled is None
         for _, task in tables.values()
     )

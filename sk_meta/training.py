@@ -8,7 +8,6 @@ import torch
 from skorch import NeuralNet
 from skorch.callbacks import Callback
 from skorch.dataset import Dataset
-from torch import nn
 from torch.utils.data import DataLoader
 
 from sk_meta.batching import each_task, preferred_way
@@ -310,5 +309,3 @@ class Progress(Callback):
         """Close it."""
         self.bar_.close()
         del self.bar_
-
-

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sk_meta.base import MetaClassifier, MetaRegressor
+from sk_meta.base import MetaClassifier, MetaEstimator, MetaRegressor
 from sk_meta.learner import EmbeddingLearner, Gaussian
 
 
@@ -153,7 +153,10 @@ class BayesianDiscriminant(EmbeddingLearner):
 class _ALPaCAParameters:
     """What the classifier and the regressor share."""
 
-    _parameter_constraints: ClassVar[dict] = {"linear_features": ["boolean"]}
+    _parameter_constraints: ClassVar[dict] = {
+        **MetaEstimator._parameter_constraints,
+        "linear_features": ["boolean"],
+    }
 
     def __init__(
         self,
@@ -174,3 +177,120 @@ class _ALPaCAParameters:
 
     def _n_inputs(self, schema):
         return int(np.prod(schema.shape)) if self.linear_features else 0
+
+
+class ALPaCAClassifier(_ALPaCAParameters, MetaClassifier):
+    """Closed-form Bayesian classification on learned features, with a learned prior.
+
+    Each class is a Gaussian in a learned embedding. The prior of its mean, the noise
+    and the share of the class are learned over tasks; the support set updates them in
+    closed form. With shared labels every class has a prior of its own, so that a class
+    without a support row is predicted too.
+
+    Parameters
+    ----------
+    net : TaskNet, default=None
+        Network and meta-training; the network's output is the embedding.
+    linear_features : bool, default=True
+        Whether the row itself is part of the embedding, beside the network's output.
+    support_size : int, float or tuple, default=5
+        Rows per class of the support set of a task that has none: a number, a fraction,
+        or a range (low, high) drawn anew at each visit.
+    evaluation_seed : int, default=0
+        Seed of that draw in `predict` and `score`.
+    random_state : int, RandomState instance or None, default=None
+        Seed of the initialisation and of the draws in meta-training.
+    verbose : int, default=0
+        1 shows a progress bar.
+
+    Attributes
+    ----------
+    net_ : TaskNet
+        Trained.
+    learner_ : Learner
+    history_ : skorch.history.History
+    classes_ : array of shape (n_classes,)
+        All labels, where they are shared.
+    n_features_in_ : int
+    feature_names_in_ : array of str
+        Only for DataFrames with string column names.
+
+    References
+    ----------
+    Harrison, Sharma, Pavone (2018), Meta-Learning Priors for Efficient Online Bayesian
+    Regression. Harrison, Sharma, Finn, Pavone (2020), Continuous Meta-Learning without
+    Tasks, section 4.2.
+
+    Examples
+    --------
+    >>> from sk_meta import ALPaCAClassifier, TaskNet
+    >>> from sk_meta.tasks import make_blob_tasks
+    >>> *old, new = make_blob_tasks(20, n_classes=2, random_state=0)
+    >>> meta = ALPaCAClassifier(TaskNet(max_epochs=2), random_state=0).fit(old)
+    >>> few_shot = meta.adapt(new.X_support, new.y_support)
+    >>> few_shot.predict_proba(new.X_query).shape[1]
+    2
+    """
+
+    def _learner_maker(self, schema):
+        return partial(
+            BayesianDiscriminant,
+            n_inputs=self._n_inputs(schema),
+            n_classes=schema.n_outputs if schema.labels == "shared" else 1,
+        )
+
+
+class ALPaCARegressor(_ALPaCAParameters, MetaRegressor):
+    """Closed-form Bayesian regression on learned features, with a learned prior.
+
+    The features, the prior mean and covariance of the last layer and the noise are
+    learned over tasks by the predictive likelihood of the query rows; the support set
+    updates the last layer in closed form. Gives a predictive standard deviation.
+
+    Parameters
+    ----------
+    net : TaskNet, default=None
+        Network and meta-training; the network's output is features.
+    linear_features : bool, default=True
+        Whether the row itself is a feature too, beside the network's output.
+    support_size : int, float or tuple, default=5
+        Rows of the support set of a task that has none: a number, a fraction, or a
+        range (low, high) drawn anew at each visit.
+    evaluation_seed : int, default=0
+        Seed of that draw in `predict` and `score`.
+    random_state : int, RandomState instance or None, default=None
+        Seed of the initialisation and of the draws in meta-training.
+    verbose : int, default=0
+        1 shows a progress bar.
+
+    Attributes
+    ----------
+    net_ : TaskNet
+        Trained.
+    learner_ : Learner
+    history_ : skorch.history.History
+    n_features_in_ : int
+    feature_names_in_ : array of str
+        Only for DataFrames with string column names.
+
+    References
+    ----------
+    Harrison, Sharma, Pavone (2018), Meta-Learning Priors for Efficient Online Bayesian
+    Regression.
+
+    Examples
+    --------
+    >>> from sk_meta import ALPaCARegressor, TaskNet
+    >>> from sk_meta.tasks import make_sinusoids
+    >>> *old, new = make_sinusoids(20, random_state=0)
+    >>> meta = ALPaCARegressor(TaskNet(max_epochs=2), random_state=0).fit(old)
+    >>> few_shot = meta.adapt(new.X_support, new.y_support)
+    >>> mean, std = few_shot.predict(new.X_query, return_std=True)
+    >>> mean.shape == std.shape == new.y_query.shape
+    True
+    """
+
+    def _learner_maker(self, schema):
+        return partial(
+            ALPaCA, n_inputs=self._n_inputs(schema), n_targets=schema.n_outputs
+        )

@@ -7,7 +7,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from sklearn.utils._param_validation import Interval
 
-from sk_meta.base import MetaClassifier, MetaRegressor
+from sk_meta.base import MetaClassifier, MetaEstimator, MetaRegressor
 from sk_meta.learner import Learner, weighted_mean
 from sk_meta.updates import gradient_descent
 
@@ -107,6 +107,7 @@ class _MAMLParameters:
     """What the classifier and the regressor share."""
 
     _parameter_constraints: ClassVar[dict] = {
+        **MetaEstimator._parameter_constraints,
         "inner_lr": [Interval(Real, 0, None, closed="neither")],
         "n_inner_steps": [Interval(Integral, 1, None, closed="left")],
         "first_order": ["boolean"],
@@ -136,7 +137,7 @@ class _MAMLParameters:
         self.random_state = random_state
         self.verbose = verbose
 
-    def _learner_maker(self):
+    def _learner_maker(self, schema):
         return partial(
             MAML,
             inner_lr=self.inner_lr,
@@ -157,7 +158,38 @@ class MAMLClassifier(_MAMLParameters, MetaClassifier):
 
     Parameters
     ----------
-    {parameters}
+    net : TaskNet, default=None
+        Network and meta-training; the network has one output for each class.
+    inner_lr : float, default=0.01
+        Learning rate of the inner loop.
+    n_inner_steps : int, default=1
+        Gradient steps on the support set, in meta-training and in `adapt`.
+    first_order : bool, default=False
+        Treat the inner gradients as constants: cheaper, nearly as good.
+    transductive : bool, default=False
+        Whether batch normalisation uses the statistics of the query rows, as the paper
+        does, so that a prediction depends on its neighbours; else the support set's.
+    support_size : int, float or tuple, default=5
+        Rows per class of the support set of a task that has none: a number, a fraction,
+        or a range (low, high) drawn anew at each visit.
+    evaluation_seed : int, default=0
+        Seed of that draw in `predict` and `score`.
+    random_state : int, RandomState instance or None, default=None
+        Seed of the initialisation and of the draws in meta-training.
+    verbose : int, default=0
+        1 shows a progress bar.
+
+    Attributes
+    ----------
+    net_ : TaskNet
+        Trained.
+    learner_ : Learner
+    history_ : skorch.history.History
+    classes_ : array of shape (n_classes,)
+        All labels, where they are shared.
+    n_features_in_ : int
+    feature_names_in_ : array of str
+        Only for DataFrames with string column names.
 
     References
     ----------
@@ -178,4 +210,54 @@ class MAMLClassifier(_MAMLParameters, MetaClassifier):
 
 class MAMLRegressor(_MAMLParameters, MetaRegressor):
     """Model-agnostic meta-learning, for regression.
+
+    An initialisation of the network from which a few gradient steps on the support set
+    lead to a good regressor.
+
+    Parameters
+    ----------
+    net : TaskNet, default=None
+        Network and meta-training; the network has one output for each target.
+    inner_lr : float, default=0.01
+        Learning rate of the inner loop.
+    n_inner_steps : int, default=1
+        Gradient steps on the support set, in meta-training and in `adapt`.
+    first_order : bool, default=False
+        Treat the inner gradients as constants: cheaper, nearly as good.
+    transductive : bool, default=False
+        Whether batch normalisation uses the statistics of the query rows, as the paper
+        does, so that a prediction depends on its neighbours; else the support set's.
+    support_size : int, float or tuple, default=5
+        Rows of the support set of a task that has none: a number, a fraction,
+        or a range (low, high) drawn anew at each visit.
+    evaluation_seed : int, default=0
+        Seed of that draw in `predict` and `score`.
+    random_state : int, RandomState instance or None, default=None
+        Seed of the initialisation and of the draws in meta-training.
+    verbose : int, default=0
+        1 shows a progress bar.
+
+    Attributes
+    ----------
+    net_ : TaskNet
+        Trained.
+    learner_ : Learner
+    history_ : skorch.history.History
+    n_features_in_ : int
+    feature_names_in_ : array of str
+        Only for DataFrames with string column names.
+
+    References
+    ----------
+    Finn, Abbeel, Levine (2017), Model-Agnostic Meta-Learning for Fast Adaptation of
+    Deep Networks, algorithm 2.
+
+    Examples
+    --------
+    >>> from sk_meta import MAMLRegressor, TaskNet
+    >>> from sk_meta.tasks import make_sinusoids
+    >>> *old, new = make_sinusoids(20, random_state=0)
+    >>> meta = MAMLRegressor(TaskNet(max_epochs=2), random_state=0).fit(old)
+    >>> meta.adapt(new.X_support, new.y_support).predict(new.X_query).shape
+    (10,)
     """

@@ -120,7 +120,7 @@ class PrototypicalClassifier(MetaClassifier):
         self.random_state = random_state
         self.verbose = verbose
 
-    def _learner_maker(self):
+    def _learner_maker(self, schema):
         return _make_prototypes
 
 

@@ -106,7 +106,9 @@ class EpisodeSampler(Sequence):
             )
         for what in ("n_way", "n_shot", "n_query", "n_episodes"):
             if getattr(self, what) < 1:
-                raise ValueError(f"{what} must be 1 or more, got {getattr(self, what)}.")
+                raise ValueError(
+                    f"{what} must be 1 or more, got {getattr(self, what)}."
+                )
         self.classes_, code = np.unique(self.y, return_inverse=True)
         counts = np.bincount(code)
         small = np.flatnonzero(counts < n_shot + n_query)
@@ -117,9 +119,7 @@ class EpisodeSampler(Sequence):
                 f"{self.classes_[small[0]]!r} with {counts[small[0]]}. Lower n_query "
                 "or n_shot, or leave these classes out."
             )
-        self._rows = np.split(
-            np.argsort(code, kind="stable"), np.cumsum(counts)[:-1]
-        )
+        self._rows = np.split(np.argsort(code, kind="stable"), np.cumsum(counts)[:-1])
         self._pools = self._make_pools(code)
 
     def _make_pools(self, code):
@@ -154,7 +154,10 @@ class EpisodeSampler(Sequence):
         classes = rng.choice(pool, self.n_way, replace=False)
         n_rows = self.n_shot + self.n_query
         drawn = np.stack(
-            [self._rows[c][rng.permutation(len(self._rows[c]))[:n_rows]] for c in classes]
+            [
+                self._rows[c][rng.permutation(len(self._rows[c]))[:n_rows]]
+                for c in classes
+            ]
         )
         rows = np.concatenate(
             [drawn[:, : self.n_shot].ravel(), drawn[:, self.n_shot :].ravel()]

@@ -93,8 +93,9 @@ class TaskDataset(Dataset):
             table = task.table if isinstance(task, Episode) else task.X
             if id(table) not in self._start:
                 what = call_task(task, position)
-                X = torch.from_numpy(np.ascontiguousarray(
-                    schema.check_features(table, what)))
+                X = torch.from_numpy(
+                    np.ascontiguousarray(schema.check_features(table, what))
+                )
                 self._start[id(table)] = n_rows
                 tables.append(X)
                 n_rows += len(X)
@@ -124,9 +125,7 @@ class TaskDataset(Dataset):
     def _encode(self, task, position):
         what = call_task(task, position)
         y, classes = self._encode_y(task, what)
-        labeled = (
-            np.ones(len(y), dtype=bool) if task.labeled is None else task.labeled
-        )
+        labeled = np.ones(len(y), dtype=bool) if task.labeled is None else task.labeled
         if isinstance(task, Episode):
             rows = task.rows + self._start[id(task.table)]
         elif needs_fit(task):

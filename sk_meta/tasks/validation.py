@@ -32,8 +32,10 @@ def check_tasks(tasks):
     if isinstance(tasks, Task):
         raise TypeError("Expected a list of tasks, got one Task. Pass [task].")
     is_array = isinstance(tasks, np.ndarray) and tasks.dtype != object
-    if is_array or hasattr(tasks, "iloc") or not isinstance(
-        tasks, Sequence | np.ndarray
+    if (
+        is_array
+        or hasattr(tasks, "iloc")
+        or not isinstance(tasks, Sequence | np.ndarray)
     ):
         raise TypeError(
             "Expected a list of tasks: Task objects or (X, y) pairs, or an "
@@ -192,8 +194,10 @@ class Schema:
         return schema
 
     def _check_features_agree(self, tasks):
-        shapes = [task.table.shape[1:] if isinstance(task, Episode) else task.X.shape[1:]
-                  for task in tasks]
+        shapes = [
+            task.table.shape[1:] if isinstance(task, Episode) else task.X.shape[1:]
+            for task in tasks
+        ]
         common = max(set(shapes), key=shapes.count)
         for position, shape in enumerate(shapes):
             if shape != common:
@@ -205,8 +209,12 @@ class Schema:
                 )
         for position, task in enumerate(tasks):
             X = task.table if isinstance(task, Episode) else task.X
-            check_names(feature_names(X), self.names, call_task(task, position),
-                        "the first task")
+            check_names(
+                feature_names(X),
+                self.names,
+                call_task(task, position),
+                "the first task",
+            )
 
     def _set_labels(self, tasks, looked_at):
         kinds = {task.labels for task in looked_at}
