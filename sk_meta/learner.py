@@ -163,7 +163,7 @@ class EmbeddingLearner(Learner):
         raise NotImplementedError
 
     def features(self, X, Z):
-        """What the head works on: the network's output Z (n, d), by default as it is."""
+        """What the head works on; by default the network's output Z (n, d)."""
         return Z
 
     def embed(self, X):

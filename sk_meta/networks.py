@@ -47,7 +47,8 @@ class MLP(nn.Module):
         norms = {None: None, "layer": LayerNorm, "batch": BatchNorm}
         if normalization not in norms:
             raise ValueError(
-                f"normalization must be None, 'layer' or 'batch', got {normalization!r}."
+                "normalization must be None, 'layer' or 'batch', got "
+                f"{normalization!r}."
             )
         norm = norms[normalization]
         layers = []

@@ -195,6 +195,13 @@ class TaskNet(NeuralNet):
         self.criterion_ = self.initialized_instance(self.criterion, params)
         return self
 
+    def get_params_for_optimizer(self, prefix, named_parameters):
+        """As in skorch; torch's own optimizers run fused, as one operation."""
+        args, kwargs = super().get_params_for_optimizer(prefix, named_parameters)
+        if getattr(self, prefix) in (torch.optim.Adam, torch.optim.AdamW):
+            kwargs.setdefault("fused", True)
+        return args, kwargs
+
     def initialize(self):
         """Initialize all parts; the learner gets the loss of rows."""
         super().initialize()

@@ -41,6 +41,8 @@ class MAML(Learner):
         Their number.
     inner_lr : float
     n_inner_steps : int
+    n_adapt_steps : int
+        The same, outside of training.
     first_order : bool
     transductive : bool
 
@@ -58,6 +60,7 @@ class MAML(Learner):
         n_outputs,
         inner_lr,
         n_inner_steps,
+        n_adapt_steps,
         first_order=False,
         transductive=False,
     ):
@@ -65,6 +68,7 @@ class MAML(Learner):
         self.n_outputs = n_outputs
         self.inner_lr = inner_lr
         self.n_inner_steps = n_inner_steps
+        self.n_adapt_steps = n_adapt_steps
         self.first_order = first_order
         self.transductive = transductive
 
@@ -83,7 +87,7 @@ class MAML(Learner):
             loss,
             dict(self.module.named_parameters()),
             self.inner_lr,
-            self.n_inner_steps,
+            self.n_inner_steps if self.training else self.n_adapt_steps,
             self.first_order,
         )
         statistics = ()
@@ -110,6 +114,7 @@ class _MAMLParameters:
         **MetaEstimator._parameter_constraints,
         "inner_lr": [Interval(Real, 0, None, closed="neither")],
         "n_inner_steps": [Interval(Integral, 1, None, closed="left")],
+        "n_adapt_steps": [Interval(Integral, 1, None, closed="left"), None],
         "first_order": ["boolean"],
         "transductive": ["boolean"],
     }
@@ -120,6 +125,7 @@ class _MAMLParameters:
         *,
         inner_lr=0.01,
         n_inner_steps=1,
+        n_adapt_steps=None,
         first_order=False,
         transductive=False,
         support_size=5,
@@ -130,6 +136,7 @@ class _MAMLParameters:
         self.net = net
         self.inner_lr = inner_lr
         self.n_inner_steps = n_inner_steps
+        self.n_adapt_steps = n_adapt_steps
         self.first_order = first_order
         self.transductive = transductive
         self.support_size = support_size
@@ -142,6 +149,7 @@ class _MAMLParameters:
             MAML,
             inner_lr=self.inner_lr,
             n_inner_steps=self.n_inner_steps,
+            n_adapt_steps=self.n_adapt_steps or self.n_inner_steps,
             first_order=self.first_order,
             transductive=self.transductive,
         )
@@ -163,7 +171,9 @@ class MAMLClassifier(_MAMLParameters, MetaClassifier):
     inner_lr : float, default=0.01
         Learning rate of the inner loop.
     n_inner_steps : int, default=1
-        Gradient steps on the support set, in meta-training and in `adapt`.
+        Gradient steps on the support set in meta-training.
+    n_adapt_steps : int, default=None
+        Gradient steps in `adapt`, `predict` and validation; None means `n_inner_steps`.
     first_order : bool, default=False
         Treat the inner gradients as constants: cheaper, nearly as good.
     transductive : bool, default=False
@@ -221,7 +231,9 @@ class MAMLRegressor(_MAMLParameters, MetaRegressor):
     inner_lr : float, default=0.01
         Learning rate of the inner loop.
     n_inner_steps : int, default=1
-        Gradient steps on the support set, in meta-training and in `adapt`.
+        Gradient steps on the support set in meta-training.
+    n_adapt_steps : int, default=None
+        Gradient steps in `adapt`, `predict` and validation; None means `n_inner_steps`.
     first_order : bool, default=False
         Treat the inner gradients as constants: cheaper, nearly as good.
     transductive : bool, default=False

@@ -42,7 +42,7 @@ def tasks_from_groups(X, y, groups, *, labels="shared", sample_weight=None):
     y, groups = np.asarray(y), np.asarray(groups)
     if not len(X) == len(y) == len(groups):
         raise ValueError(
-            f"X has {len(X)} rows, y {len(y)} and groups {len(groups)}; they must agree."
+            f"X has {len(X)} rows, y {len(y)}, groups {len(groups)}; they must agree."
         )
     missing = [i for i, group in enumerate(groups) if group is None or group != group]
     if missing:

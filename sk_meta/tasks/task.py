@@ -20,7 +20,7 @@ class Task:
     X : array of shape (n_rows, ...) or DataFrame
         Features. Kept as it is until a learner needs numbers.
     y : array of shape (n_rows,) or (n_rows, n_targets)
-        Labels or targets. Required; rows whose `y` is not known are marked in `labeled`.
+        Labels or targets. Required; rows whose `y` is unknown are marked in `labeled`.
     support : array of bool or int, default=None
         Mask or positions of the rows that form the support set; the others are the
         query set. None lets the meta-learner draw the rows (its `support_size`).

@@ -53,7 +53,7 @@ def _as_task(task, position):
     if isinstance(task, tuple) and len(task) == 2:
         return Task(*task, name=str(position))
     raise TypeError(
-        f"Task {position} is a {type(task).__name__}. Expected a Task or a tuple (X, y)."
+        f"Task {position} is a {type(task).__name__}. Expected a Task or a pair (X, y)."
     )
 
 
@@ -308,8 +308,8 @@ def encode_labels(y, classes, what: str):
     known = np.isin(y, classes) if comparable else np.zeros(len(y), dtype=bool)
     if not known.all():
         raise ValueError(
-            f"y of {what} holds the label {y[~known][0]!r}, which no training task had; "
-            f"the meta-learner knows {classes.tolist()}. With classes of its own in "
+            f"y of {what} holds the label {y[~known][0]!r}, which no training task "
+            f"had; it knows {classes.tolist()}. With classes of its own in "
             "each task, use labels='local'."
         )
     return np.searchsorted(classes, y)
@@ -331,8 +331,8 @@ def check_names(names, expected, what: str, where: str):
         return
     if set(names) == set(expected):
         raise ValueError(
-            f"{what} has the columns of {where} in another order: {list(names)} against "
-            f"{list(expected)}. Reorder them."
+            f"{what} has the columns of {where} in another order: {list(names)} "
+            f"against {list(expected)}. Reorder them."
         )
     missing = sorted(set(expected) - set(names))
     unknown = sorted(set(names) - set(expected))
