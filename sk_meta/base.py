@@ -456,7 +456,8 @@ def _seed(random_state):
 def _tensor(values, device, dtype=None):
     if values is None:
         return None
-    return torch.from_numpy(np.ascontiguousarray(values, dtype=dtype)).to(device)
+    # torch warns of read-only arrays, such as joblib's memory maps.
+    return torch.from_numpy(np.require(values, dtype, "CW")).to(device)
 
 
 def _as_arrays(scores):

@@ -200,7 +200,8 @@ class FewShotClassifier(ClassifierMixin, _FewShotEstimator):
         -------
         array of shape (n_rows,)
         """
-        return self.classes_[self.predict_proba(X).argmax(axis=1)]
+        chosen = self.predict_proba(X).argmax(axis=1)
+        return self.classes_[chosen]
 
 
 class FewShotRegressor(RegressorMixin, _FewShotEstimator):

@@ -129,9 +129,10 @@ class Conv4(nn.Module):
 class BatchNorm(_BatchNorm):
     """Batch normalisation of any rank, exact under vmap.
 
-    The affine part stays outside of the fused operation, whose second-order gradient
-    is wrong under vmap. Which statistics are used is the learner's choice, see `call`;
-    running ones change only through `update_running`.
+    Which statistics are used is the learner's choice, see `call`; running ones change
+    only through `update_running`. Torch's fused operation with an affine part has a
+    wrong second-order gradient under vmap, so the affine part stays outside of it
+    wherever a gradient may be differentiated again.
     """
 
     source = "batch"
@@ -143,25 +144,35 @@ class BatchNorm(_BatchNorm):
 
     def forward(self, X):
         """(n, channels, ...) -> the same shape."""
-        shape = (1, -1) + (1,) * (X.ndim - 2)
         if self.source == "running" and self.running_mean is not None:
             given = (self.running_mean, self.running_var)
-        else:
-            given = self.given if self.source == "given" else None
-        if given is None:
-            axes = [axis for axis in range(X.ndim) if axis != 1]
-            if self.source == "record":
-                variance, mean = torch.var_mean(X, axes, correction=0)
-                self.seen = (mean, variance)
-            if X.numel() == X.shape[1]:  # one value a channel: the fused one refuses
-                X = X - X
-            else:
-                X = F.batch_norm(X, None, None, None, None, True, 0.0, self.eps)
-        else:
-            mean, variance = given
-            X = (X - mean.view(shape)) * torch.rsqrt(variance.view(shape) + self.eps)
+            return F.batch_norm(X, *given, self.weight, self.bias, False, 0.0, self.eps)
+        single = X.numel() == X.shape[1]  # one value a channel: fused ones refuse
+        if self.source == "record" and not single:
+            X, mean, rstd = torch.native_batch_norm(
+                X, self.weight, self.bias, None, None, True, 0.0, self.eps
+            )
+            self.seen = (mean.detach(), rstd.detach() ** -2 - self.eps)
+            return X
+        return self._affine(self._normalize(X, single))
+
+    def _normalize(self, X, single):
+        axes = [axis for axis in range(X.ndim) if axis != 1]
+        shape = (1, -1) + (1,) * (X.ndim - 2)
+        if self.source == "given":
+            mean, variance = self.given
+            return (X - mean.view(shape)) * torch.rsqrt(variance.view(shape) + self.eps)
+        if self.source in ("trace", "record"):
+            variance, mean = torch.var_mean(X, axes, correction=0)
+            self.seen = (mean, variance)
+        if single:
+            return X - X
+        return F.batch_norm(X, None, None, None, None, True, 0.0, self.eps)
+
+    def _affine(self, X):
         if self.weight is None:
             return X
+        shape = (1, -1) + (1,) * (X.ndim - 2)
         return X * self.weight.view(shape) + self.bias.view(shape)
 
     @torch.no_grad()
@@ -169,11 +180,13 @@ class BatchNorm(_BatchNorm):
         """Move the running statistics towards those of tasks, (n_tasks, channels)."""
         if self.running_mean is None:
             return
-        rate = 0.1 if self.momentum is None else self.momentum
+        self.num_batches_tracked += 1
+        rate = self.momentum
+        if rate is None:  # torch's sign for the plain average of all batches
+            rate = 1.0 / float(self.num_batches_tracked)
         pooled = variance.mean(0) + mean.var(0, correction=0)
         self.running_mean.lerp_(mean.mean(0), rate)
         self.running_var.lerp_(pooled, rate)
-        self.num_batches_tracked += 1
 
 
 class LayerNorm(nn.LayerNorm):
@@ -274,9 +287,10 @@ def call(module, X, *, parameters=None, norms=(), source="batch", statistics=())
         Used in place of the network's own.
     norms : tuple of BatchNorm
         ``batch_norms(module)``, found once by the caller.
-    source : {"batch", "record", "running", "given"}
-        Which statistics batch normalisation uses. "record" uses the batch's and
-        returns them too.
+    source : {"batch", "trace", "record", "running", "given"}
+        Which statistics batch normalisation uses. "trace" and "record" use the batch's
+        and return them too, with and without a gradient; "record" and "running" allow
+        gradients of the first order only.
     statistics : tuple of (mean, variance)
         For "given", one entry for each layer.
 
@@ -284,7 +298,7 @@ def call(module, X, *, parameters=None, norms=(), source="batch", statistics=())
     -------
     output : tensor
     seen : tuple of (mean, variance)
-        Empty unless `source` is "record".
+        Empty unless `source` is "trace" or "record".
     """
 
     def forward():
@@ -296,5 +310,6 @@ def call(module, X, *, parameters=None, norms=(), source="batch", statistics=())
         return forward(), ()
     with _source(norms, source, statistics):
         output = forward()
-        seen = tuple(layer.seen for layer in norms) if source == "record" else ()
+        asked = source in ("trace", "record")
+        seen = tuple(layer.seen for layer in norms) if asked else ()
     return output, seen

@@ -26,6 +26,11 @@ class SupportScaledTask(Task):
         """The same task with other features, row for row."""
         return SupportScaledTask(super().replace_X(X), self.transformers)
 
+    def preview(self):
+        """Features after fitting on all rows: their number and names are known so."""
+        rows = np.arange(len(self))
+        return self.fit_support(rows, rows[:1])[1]
+
     def fit_support(self, support, query):
         """Features of support and query rows, after fitting on the support rows."""
         X_support, X_query = take_rows(self.X, support), take_rows(self.X, query)

@@ -50,6 +50,7 @@ class TaskNet(NeuralNet):
     iterator_train, iterator_valid, dataset, predict_nonlinearity, warm_start, \
     compile, use_caching, torch_load_kwargs
         As in skorch. Iterators have no effect: tasks are stacked on the device.
+        ``compile=True`` is refused.
     **kwargs
         Parameters of the parts: ``module__hidden=(40, 40)``, ``optimizer__betas``.
 
@@ -127,38 +128,49 @@ class TaskNet(NeuralNet):
         -------
         self
         """
-        self.make_learner = make_learner
-        self.n_outputs = n_outputs
-        self.input_shape = dataset.schema.shape
-        self.rng = np.random.default_rng(seed)
+        self.make_learner_ = make_learner
+        self.n_outputs_ = n_outputs
+        self.input_shape_ = dataset.schema.shape
+        self.rng_ = np.random.default_rng(seed)
         with seeded(seed, self.device):
             return self.fit(dataset)
 
     def meta_partial_fit(self, dataset):
         """Train on: `max_epochs` more passes, over other tasks."""
-        seed = int(self.rng.integers(2**31))
+        seed = int(self.rng_.integers(2**31))
         with seeded(seed, self.device):
             return self.partial_fit(dataset)
 
     def initialize_module(self):
         """Build the network for the tasks, and wrap it in the learner."""
         network = exact_normalization(self._build_network())
+        if torch.device(self.device).type == "cpu":
+            network = network.to(memory_format=torch.channels_last)  # convolutions
         n_outputs = self._check_output(network)
-        self.module_ = self.make_learner(network, n_outputs)
+        self.module_ = self.make_learner_(network, n_outputs)
         self.module_.way = preferred_way(self.module_, self.device)
         return self
+
+    def torch_compile(self, module, name):
+        """Refused: skorch would compile the network alone, which gains nothing here."""
+        if self.compile:
+            raise ValueError(
+                "TaskNet(compile=True) is not supported: adaptation runs outside of the "
+                "network's forward. Leave compile=False."
+            )
+        return module
 
     def _build_network(self):
         module, given = self.module, self.get_params_for("module")
         if module is None:
-            module = Conv4 if len(self.input_shape) == 3 else MLP
+            module = Conv4 if len(self.input_shape_) == 3 else MLP
         if not isinstance(module, type):
             return self.initialized_instance(module, given)
         wanted = inspect.signature(module.__init__).parameters
         inferred = {
-            "n_features": int(np.prod(self.input_shape)),
-            "input_shape": self.input_shape,
-            "n_outputs": self.n_outputs,
+            "n_features": int(np.prod(self.input_shape_)),
+            "input_shape": self.input_shape_,
+            "n_outputs": self.n_outputs_,
         }
         inferred = {k: v for k, v in inferred.items() if k in wanted and v is not None}
         return module(**{**inferred, **given})
@@ -168,7 +180,7 @@ class TaskNet(NeuralNet):
         was_training = network.training
         network.eval()
         with torch.no_grad():
-            output = network(torch.zeros(2, *self.input_shape))
+            output = network(torch.zeros(2, *self.input_shape_))
         network.train(was_training)
         name = type(network).__name__
         if not torch.is_tensor(output) or output.ndim != 2 or len(output) != 2:
@@ -177,13 +189,17 @@ class TaskNet(NeuralNet):
                 f"{name} turned 2 rows into {found}; expected a tensor of shape "
                 "(2, n_outputs)."
             )
-        if self.n_outputs is not None and output.shape[1] != self.n_outputs:
+        if self.n_outputs_ is not None and output.shape[1] != self.n_outputs_:
             raise ValueError(
                 f"{name} gives {output.shape[1]} outputs; these tasks need "
-                f"{self.n_outputs}. Name the parameter for the number of outputs "
+                f"{self.n_outputs_}. Name the parameter for the number of outputs "
                 "`n_outputs` and leave it unset, or set it to that number."
             )
         return output.shape[1]
+
+    def _get_param_names(self):
+        # skorch counts its own bookkeeping among the parameters: not in a repr.
+        return [name for name in super()._get_param_names() if name[0] != "_"]
 
     def initialize_criterion(self):
         """Keep the loss of each row; the learner averages over the rows of a task."""
@@ -210,7 +226,7 @@ class TaskNet(NeuralNet):
 
     def get_iterator(self, dataset, training=False):
         """Meta-batches of tasks, stacked on the device."""
-        return MetaBatches(dataset, self.batch_size, self.rng if training else None)
+        return MetaBatches(dataset, self.batch_size, self.rng_ if training else None)
 
     def get_dataset(self, X, y=None):
         """The TaskDataset itself."""

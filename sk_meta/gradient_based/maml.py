@@ -92,7 +92,7 @@ class MAML(Learner):
         )
         statistics = ()
         if self.norms and not self.transductive:
-            _, statistics = self.call(support.X, parameters, source="record")
+            _, statistics = self.call(support.X, parameters, source="trace")
         return MAMLState(parameters, statistics, closed)
 
     def predict(self, state, X):

@@ -44,6 +44,12 @@ def tasks_from_groups(X, y, groups, *, labels="shared", sample_weight=None):
         raise ValueError(
             f"X has {len(X)} rows, y {len(y)}, groups {len(groups)}; they must agree."
         )
+    weight = None if sample_weight is None else np.asarray(sample_weight, dtype=float)
+    if weight is not None and weight.shape != (len(y),):
+        raise ValueError(
+            f"sample_weight has shape {weight.shape}; expected ({len(y)},), one weight "
+            "for each row."
+        )
     missing = [i for i, group in enumerate(groups) if group is None or group != group]
     if missing:
         raise ValueError(
@@ -52,7 +58,6 @@ def tasks_from_groups(X, y, groups, *, labels="shared", sample_weight=None):
         )
     _, first, code = np.unique(groups, return_index=True, return_inverse=True)
     rows_of = np.split(np.argsort(code, kind="stable"), np.cumsum(np.bincount(code)))
-    weight = None if sample_weight is None else np.asarray(sample_weight, dtype=float)
     return [
         Task(
             take_rows(X, rows_of[group]),

@@ -119,8 +119,25 @@ class EpisodeSampler(Sequence):
                 f"{self.classes_[small[0]]!r} with {counts[small[0]]}. Lower n_query "
                 "or n_shot, or leave these classes out."
             )
+        self._check_groups(code)
         self._rows = np.split(np.argsort(code, kind="stable"), np.cumsum(counts)[:-1])
         self._pools = self._make_pools(code)
+
+    def _check_groups(self, code):
+        if self.groups is None:
+            return
+        if len(self.groups) != len(self.y):
+            raise ValueError(
+                f"y has {len(self.y)} rows, groups {len(self.groups)}; they must agree."
+            )
+        pairs = np.unique(np.stack([code, _codes(self.groups)]), axis=1)[0]
+        shared = np.flatnonzero(np.bincount(pairs) > 1)
+        if shared.size:
+            raise ValueError(
+                f"{shared.size} of {len(self.classes_)} classes have rows in several "
+                f"groups; the first is {self.classes_[shared[0]]!r}. Name classes by "
+                "group and class together, or leave out `groups`."
+            )
 
     def _make_pools(self, code):
         """The sets of classes that an episode may be drawn from."""
@@ -183,6 +200,10 @@ class EpisodeSampler(Sequence):
             f"EpisodeSampler({self.n_episodes} episodes, n_way={self.n_way}, "
             f"n_shot={self.n_shot}, n_query={self.n_query})"
         )
+
+
+def _codes(values):
+    return np.unique(values, return_inverse=True)[1]
 
 
 def split_classes(y, test_size=0.25, *, groups=None, random_state=None):

@@ -93,9 +93,9 @@ class TaskDataset(Dataset):
             table = task.table if isinstance(task, Episode) else task.X
             if id(table) not in self._start:
                 what = call_task(task, position)
-                X = torch.from_numpy(
-                    np.ascontiguousarray(schema.check_features(table, what))
-                )
+                # torch warns of read-only arrays, such as joblib's memory maps.
+                X = np.require(schema.check_features(table, what), requirements="CW")
+                X = torch.from_numpy(X)
                 self._start[id(table)] = n_rows
                 tables.append(X)
                 n_rows += len(X)

@@ -87,7 +87,7 @@ class Task:
         self.sample_weight = (
             None if sample_weight is None else np.asarray(sample_weight, dtype=float)
         )
-        self.labeled = None if labeled is None else np.asarray(labeled, dtype=bool)
+        self.labeled = None if labeled is None else np.asarray(labeled)
         for what in ("y", "sample_weight", "labeled"):
             value = getattr(self, what)
             if value is not None and (value.ndim == 0 or len(value) != n_rows):
@@ -95,6 +95,20 @@ class Task:
                 raise ValueError(
                     f"{what} of {self.label()} has {found}, but X has {n_rows} rows."
                 )
+        if self.labeled is not None and self.labeled.dtype != bool:
+            raise ValueError(
+                f"labeled of {self.label()} must be a mask of True and False, got an "
+                f"array of dtype {self.labeled.dtype}."
+            )
+        weight = self.sample_weight
+        if weight is not None and (
+            weight.ndim > 1 or not np.isfinite(weight).all() or (weight < 0).any()
+        ):
+            raise ValueError(
+                f"sample_weight of {self.label()} must be {n_rows} finite numbers of "
+                f"at least 0; got an array of shape {weight.shape} with values from "
+                f"{weight.min()} to {weight.max()}."
+            )
         self.support = None if support is None else self._mask(support, n_rows)
 
     def _mask(self, support, n_rows):
@@ -148,6 +162,15 @@ class Task:
         if y_query is None:
             labeled[n_support:] = False
             y_query = np.repeat(y_support[:1], n_query, axis=0)
+        for part, n_rows, y in (
+            ("support", n_support, y_support),
+            ("query", n_query, y_query),
+        ):
+            if np.ndim(y) == 0 or len(y) != n_rows:
+                raise ValueError(
+                    f"X_{part} has {n_rows} rows, y_{part} has {np.size(y)}; they must "
+                    "agree."
+                )
         if hasattr(X_support, "iloc"):
             import pandas as pd
 

@@ -184,37 +184,14 @@ class Schema:
         lazy = isinstance(tasks, EpisodeSampler)
         looked_at = tasks[:1] if lazy else tasks
         first = looked_at[0]
-        shape = np.shape(first.X)[1:]
-        schema = cls(classification, tuple(shape), feature_names(first.X))
-        schema._check_features_agree(looked_at)
+        X = first.preview() if hasattr(first, "preview") else first.X
+        schema = cls(classification, tuple(np.shape(X)[1:]), feature_names(X))
+        _check_features_agree(looked_at)
         if classification:
             schema._set_labels(tasks, looked_at)
         else:
             schema._set_targets(looked_at)
         return schema
-
-    def _check_features_agree(self, tasks):
-        shapes = [
-            task.table.shape[1:] if isinstance(task, Episode) else task.X.shape[1:]
-            for task in tasks
-        ]
-        common = max(set(shapes), key=shapes.count)
-        for position, shape in enumerate(shapes):
-            if shape != common:
-                others = shapes.count(common)
-                raise ValueError(
-                    f"{call_task(tasks[position], position)} has {say_shape(shape)}; "
-                    f"{others} of the {len(tasks)} tasks have {say_shape(common)}. "
-                    "All tasks need the same features."
-                )
-        for position, task in enumerate(tasks):
-            X = task.table if isinstance(task, Episode) else task.X
-            check_names(
-                feature_names(X),
-                self.names,
-                call_task(task, position),
-                "the first task",
-            )
 
     def _set_labels(self, tasks, looked_at):
         kinds = {task.labels for task in looked_at}
@@ -300,6 +277,22 @@ class Schema:
         y = label_array(y, f"y of {what}")
         classes = np.unique(y) if self.labels == "local" else self.classes
         return encode_labels(y, classes, what), classes
+
+
+def _check_features_agree(tasks):
+    tables = [task.table if isinstance(task, Episode) else task.X for task in tasks]
+    shapes = [np.shape(table)[1:] for table in tables]
+    common = max(set(shapes), key=shapes.count)
+    names = feature_names(tables[0])
+    for position, (table, shape) in enumerate(zip(tables, shapes, strict=True)):
+        what = call_task(tasks[position], position)
+        if shape != common:
+            raise ValueError(
+                f"{what} has {say_shape(shape)}; {shapes.count(common)} of the "
+                f"{len(tasks)} tasks have {say_shape(common)}. All tasks need the same "
+                "features."
+            )
+        check_names(feature_names(table), names, what, "the first task")
 
 
 def encode_labels(y, classes, what: str):

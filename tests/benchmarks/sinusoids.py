@@ -4,7 +4,7 @@
 
 Finn et al. (2017): network 1-40-40-1, 25 tasks in a meta-batch, one inner step in
 meta-training. The inner learning rate and the number of steps in `adapt` are chosen on
-100 validation tasks; the 600 tasks of the table are drawn afterwards, from another seed.
+100 validation tasks; the 600 tasks of the table are drawn afterwards, by another seed.
 """
 
 import argparse

@@ -1,0 +1,187 @@
+"""What an adapted estimator computes, as an ONNX graph made by torch."""
+
+import io
+import logging
+import warnings
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from copy import deepcopy
+
+import numpy as np
+import onnx
+import torch
+from onnx.inliner import inline_local_functions
+from onnx.version_converter import convert_version
+from sklearn.base import is_classifier
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from sk_meta.learner import Gaussian
+
+_OLDEST_OF_TORCH = 18
+
+
+class _Adapted(nn.Module):
+    """A learner's scores for the rows of one task, its state held as buffers."""
+
+    dtype = torch.float32
+
+    def __init__(self, few_shot):
+        super().__init__()
+        meta = few_shot._meta()
+        self.row_shape = meta.schema_.shape
+        self.learner = deepcopy(meta.learner_).cpu().eval()
+        leaves, self.structure = tree_flatten(few_shot.state_)
+        self.leaves = dict(enumerate(leaves))
+        for position, leaf in enumerate(leaves):
+            if torch.is_tensor(leaf):
+                self.register_buffer(f"state_{position}", leaf.detach().cpu().clone())
+
+    def scores(self, X):
+        """(n, ...) -> what `Learner.predict` returns."""
+        leaves = [getattr(self, f"state_{i}", leaf) for i, leaf in self.leaves.items()]
+        return self.learner.predict(tree_unflatten(leaves, self.structure), X)
+
+
+class _AdaptedClassifier(_Adapted):
+    """Probabilities, as in `FewShotClassifier.predict_proba`, there in float64 too."""
+
+    def __init__(self, few_shot):
+        super().__init__(few_shot)
+        self.n_known = few_shot._n_known
+        self.register_buffer("columns", torch.as_tensor(few_shot._columns))
+
+    def forward(self, X):
+        """(n, ...) -> (n, n_classes)."""
+        shared = self.scores(X)[:, : self.n_known].double().softmax(1)
+        chosen = shared.index_select(1, self.columns)
+        total = chosen.sum(1, keepdim=True)
+        return torch.where(total > 0, chosen / total, 1 / chosen.shape[1])
+
+
+class _AdaptedRegressor(_Adapted):
+    """Means and, where asked for, standard deviations, in the targets' own units."""
+
+    def __init__(self, few_shot, return_std):
+        super().__init__(few_shot)
+        schema = few_shot._meta().schema_
+        self.return_std = return_std
+        self.register_buffer("offset", torch.as_tensor(schema.target_mean))
+        self.register_buffer("scale", torch.as_tensor(schema.target_scale))
+
+    def forward(self, X):
+        """(n, ...) -> (n, n_targets), or two of these."""
+        scores = self.scores(X)
+        mean = scores.mean if isinstance(scores, Gaussian) else scores
+        mean = mean.double() * self.scale + self.offset
+        if not self.return_std:
+            return mean
+        return mean, scores.variance.double().sqrt() * self.scale
+
+
+class _ClassMeans(nn.Module):
+    """Probabilities of a FewShotClassifier without a learned prior."""
+
+    dtype = torch.float64
+
+    def __init__(self, few_shot):
+        super().__init__()
+        means, self.variance = few_shot.state_
+        self.row_shape = means.shape[1:]
+        self.register_buffer("means", torch.as_tensor(means))
+
+    def forward(self, X):
+        """(n, n_features) -> (n, n_classes)."""
+        squared = ((X[:, None, :] - self.means) ** 2).sum(2)
+        return (-squared / (2 * self.variance)).softmax(1)
+
+
+class _Linear(nn.Module):
+    """Means of a FewShotRegressor without a learned prior."""
+
+    dtype = torch.float64
+
+    def __init__(self, few_shot):
+        super().__init__()
+        coefficients = np.atleast_2d(few_shot.state_.coef_).T
+        self.row_shape = coefficients.shape[:1]
+        self.register_buffer("coefficients", torch.as_tensor(coefficients.copy()))
+        self.register_buffer(
+            "intercept", torch.as_tensor(np.atleast_1d(few_shot.state_.intercept_))
+        )
+
+    def forward(self, X):
+        """(n, n_features) -> (n, n_targets)."""
+        return X @ self.coefficients + self.intercept
+
+
+def as_module(few_shot, return_std=False):
+    """What a fitted FewShotClassifier or FewShotRegressor computes, as a module.
+
+    Returns
+    -------
+    torch.nn.Module
+        Takes rows of shape (n, *row_shape) of its `dtype`.
+    """
+    bare = few_shot._meta() is None
+    if is_classifier(few_shot):
+        return _ClassMeans(few_shot) if bare else _AdaptedClassifier(few_shot)
+    return _Linear(few_shot) if bare else _AdaptedRegressor(few_shot, return_std)
+
+
+def torch_graph(module, opset: int):
+    """Export a module from `as_module`.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+    opset : int
+        Version of the operators.
+
+    Returns
+    -------
+    onnx.ModelProto
+        One input, any number of rows; as many outputs as the module has.
+    """
+    # An odd number of rows, so that no length in the network equals it by chance.
+    example = torch.zeros(7, *module.row_shape, dtype=module.dtype)
+    with quiet(), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        program = torch.onnx.export(
+            module,
+            (example,),
+            dynamo=True,
+            dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
+            opset_version=max(opset, _OLDEST_OF_TORCH),
+            verbose=False,
+        )
+        return _to_opset(program.model_proto, opset)
+
+
+def _to_opset(model, opset):
+    model = inline_local_functions(model)
+    made_for = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
+    if made_for == opset:
+        return model
+    try:
+        model = convert_version(model, opset)
+        onnx.checker.check_model(model)
+    except Exception as error:
+        raise ValueError(
+            f"The network cannot be written with the operators of opset {opset}: "
+            f"{error} Use target_opset={_OLDEST_OF_TORCH} or above."
+        ) from error
+    return model
+
+
+@contextmanager
+def quiet():
+    """No prints, warnings or log lines of the exporters."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    sink = io.StringIO()
+    try:
+        with warnings.catch_warnings(), redirect_stdout(sink), redirect_stderr(sink):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
