@@ -3,7 +3,7 @@
 The public names load on first use, so that ``import sk_meta`` stays light.
 """
 
-from importlib import import_module
+from importlib import import_module, metadata
 
 _HOME = {
     "ALPaCAClassifier": "closed_form.alpaca",
@@ -26,7 +26,10 @@ _HOME = {
 }
 
 __all__ = sorted(_HOME)
-__version__ = "0.1.0"
+try:
+    __version__ = metadata.version("sk_meta")
+except metadata.PackageNotFoundError:  # a source tree that was not installed
+    __version__ = "unknown"
 
 
 def __getattr__(name):

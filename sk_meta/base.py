@@ -14,7 +14,7 @@ from sklearn.utils._param_validation import Interval
 from sklearn.utils.validation import check_is_fitted
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from sk_meta.batching import each_task
+from sk_meta.batching import can_pad, each_task
 from sk_meta.few_shot import FewShotClassifier, FewShotRegressor, probabilities
 from sk_meta.learner import Gaussian, Support
 from sk_meta.tasks.stacking import TaskDataset, numeric_metadata
@@ -57,6 +57,8 @@ class MetaEstimator(BaseEstimator):
 
     _classification: ClassVar[bool]
     _parameter_constraints: ClassVar[dict] = {
+        "net": "no_validation",  # by _make_net and check_support_size
+        "support_size": "no_validation",
         "evaluation_seed": [Interval(Integral, 0, None, closed="left")],
         "random_state": ["random_state"],
         "verbose": ["verbose"],
@@ -175,16 +177,17 @@ class MetaEstimator(BaseEstimator):
         check_is_fitted(self)
         tasks = check_tasks(tasks)
         dataset = self._dataset(tasks, self.schema_, self.net_.device, scored=False)
-        found = [None] * len(tasks)
+        found, pad = [None] * len(tasks), can_pad(self.learner_)
         for start in range(0, len(tasks), _CHUNK):
             indices = range(start, min(start + _CHUNK, len(tasks)))
-            for group in dataset.batch(indices):
+            for group in dataset.batch(indices, pad=pad):
                 scores = self._group_scores(group)
                 for row, position in enumerate(group.positions):
                     index = start + int(position)
                     item, support, query = dataset.draw(index, None, None)
                     values, std = self._to_values(
-                        tuple(part[row] for part in scores), item.n_classes
+                        tuple(part[row, : len(query)] for part in scores),
+                        item.n_classes,
                     )
                     found[index] = TaskPrediction(
                         tasks[index], support, query, item.classes, values, std

@@ -1,6 +1,7 @@
 """How a function of one task is computed for the many tasks of a meta-batch."""
 
 import logging
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -8,6 +9,33 @@ from torch import nn
 from torch.func import vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+
+from sk_meta.networks import MLP, Conv4, LayerNorm
+
+_ROW_WISE = {
+    MLP,
+    Conv4,
+    LayerNorm,
+    nn.Sequential,
+    nn.Linear,
+    nn.Identity,
+    nn.Flatten,
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.MaxPool1d,
+    nn.MaxPool2d,
+    nn.AvgPool2d,
+    nn.GroupNorm,
+    nn.RMSNorm,
+    nn.ReLU,
+    nn.LeakyReLU,
+    nn.Tanh,
+    nn.Sigmoid,
+    nn.GELU,
+    nn.SiLU,
+    nn.ELU,
+    nn.Softplus,
+}
 
 logger = logging.getLogger("sk_meta")
 
@@ -27,6 +55,20 @@ def preferred_way(learner, device) -> str:
     convolves = any(isinstance(layer, nn.modules.conv._ConvNd) for layer in layers)
     on_cpu = torch.device(device).type == "cpu"
     return "loop" if convolves and on_cpu else "vmap"
+
+
+def can_pad(learner) -> bool:
+    """Whether rows of weight 0 provably change nothing, and save time.
+
+    True where the network is made of layers that treat each row for itself, and nothing
+    else decides how they are put together.
+    """
+    if learner.way == "loop":
+        return False
+    layers = list(learner.module.modules())
+    return all(type(layer) in _ROW_WISE for layer in layers) and not any(
+        layer._forward_hooks or layer._forward_pre_hooks for layer in layers
+    )
 
 
 def each_task(function: Callable, tensors, learner):
@@ -62,7 +104,9 @@ def each_task(function: Callable, tensors, learner):
     with sdpa_kernel(_attention):
         if learner.way == "vmap" and len(present[0]) > 1:
             try:
-                return vmap(of_one, randomness="different")(*present)
+                with warnings.catch_warnings():
+                    warnings.filterwarnings("ignore", "There is a performance drop")
+                    return vmap(of_one, randomness="different")(*present)
             except RuntimeError as error:
                 failure = error
         results = [

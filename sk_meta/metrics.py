@@ -15,6 +15,9 @@ from sk_meta.tasks.task import take_rows
 from sk_meta.tasks.validation import check_tasks, numeric
 
 
+__all__ = ["Evaluation", "evaluate", "mean_interval", "task_scorer"]
+
+
 class _PredictedClassifier(ClassifierMixin, BaseEstimator):
     """Predictions in hand, in the form that sklearn's scorers ask."""
 

@@ -11,6 +11,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 
+__all__ = ["MLP", "Conv4", "exact_normalization"]
+
+
 class MLP(nn.Module):
     """Fully connected network.
 

@@ -10,7 +10,7 @@ from skorch.callbacks import Callback
 from skorch.dataset import Dataset
 from torch.utils.data import DataLoader
 
-from sk_meta.batching import each_task, preferred_way
+from sk_meta.batching import can_pad, each_task, preferred_way
 from sk_meta.learner import Query, RowLoss, Support
 from sk_meta.networks import MLP, Conv4, exact_normalization
 from sk_meta.tasks.stacking import MetaBatches, TaskDataset
@@ -155,8 +155,8 @@ class TaskNet(NeuralNet):
         """Refused: skorch would compile the network alone, which gains nothing here."""
         if self.compile:
             raise ValueError(
-                "TaskNet(compile=True) is not supported: adaptation runs outside of the "
-                "network's forward. Leave compile=False."
+                "TaskNet(compile=True) is not supported: adaptation runs outside of "
+                "the network's forward. Leave compile=False."
             )
         return module
 
@@ -226,7 +226,8 @@ class TaskNet(NeuralNet):
 
     def get_iterator(self, dataset, training=False):
         """Meta-batches of tasks, stacked on the device."""
-        return MetaBatches(dataset, self.batch_size, self.rng_ if training else None)
+        rng = self.rng_ if training else None
+        return MetaBatches(dataset, self.batch_size, rng, can_pad(self.module_))
 
     def get_dataset(self, X, y=None):
         """The TaskDataset itself."""

@@ -6,7 +6,9 @@ import torch
 from hypothesis import settings
 
 from sk_meta.learner import Query, Support
-from sk_meta.tasks.stacking import TaskGroup
+from sk_meta.tasks import Task
+from sk_meta.tasks.stacking import TaskDataset, TaskGroup
+from sk_meta.tasks.validation import Schema
 
 settings.register_profile("sk_meta", deadline=None, derandomize=True)
 settings.load_profile("sk_meta")
@@ -58,3 +60,40 @@ def make_group(
 def make_group_fixture():
     """The function itself; tests call it with sizes."""
     return make_group
+
+
+def make_dataset(tasks, classification=True, support_size=2, seed=0, scored=True):
+    """The tasks as a TaskDataset on the CPU."""
+    schema = Schema.from_tasks(tasks, classification)
+    return TaskDataset(tasks, schema, support_size, seed, "cpu", scored)
+
+
+@pytest.fixture(name="make_dataset")
+def make_dataset_fixture():
+    """The function itself; tests call it with tasks."""
+    return make_dataset
+
+
+def make_ragged_tasks(classification=True, n_features=4, seed=0):
+    """Ten tasks of 3 to 20 rows, in groups of one to three; three classes.
+
+    Some have weights; in the smallest the support set lacks a class.
+    """
+    sizes = ((2, 1), (9, 8), (12, 8), (4, 3))
+    rng = np.random.default_rng(seed)
+    tasks = []
+    for i in range(10):
+        n_support, n_query = sizes[i % 4]
+        n = n_support + n_query
+        X = rng.normal(size=(n, n_features))
+        y = np.arange(n) % 3 if classification else rng.normal(size=n)
+        weight = rng.uniform(0.5, 2.0, n) if i % 4 == 1 or i == 8 else None
+        mask = np.arange(n) < n_support
+        tasks.append(Task(X, y, support=mask, sample_weight=weight, name=f"task {i}"))
+    return tasks
+
+
+@pytest.fixture(name="make_ragged_tasks")
+def make_ragged_tasks_fixture():
+    """The function itself."""
+    return make_ragged_tasks

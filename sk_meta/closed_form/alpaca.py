@@ -18,8 +18,7 @@ class LinearPosterior(NamedTuple):
     Attributes
     ----------
     mean : tensor of shape (p, n_targets)
-    covariance : tensor of shape (p, p)
-        In units of each target's noise variance.
+    covariance : tensor of shape (n_targets, p, p)
     """
 
     mean: Tensor
@@ -42,17 +41,26 @@ class ALPaCA(EmbeddingLearner):
     References
     ----------
     Harrison, Sharma, Pavone (2018), Meta-Learning Priors for Efficient Online Bayesian
-    Regression, equations 5 to 8; here in the dual form, which inverts no covariance.
+    Regression, equations 5 to 8; here in the dual form, which inverts no covariance,
+    and with a prior whose scale does not depend on the noise.
     """
+
+    least_noise = 1e-4  # variance, of targets scaled to 1
 
     def __init__(self, module, n_features, n_inputs, n_targets):
         super().__init__(module)
         self.n_inputs = n_inputs
-        size = n_features + n_inputs + 1
+        size = n_inputs + n_features + 1
+        scale = torch.zeros(size)
+        scale[n_inputs : n_inputs + n_features] = -0.5 * math.log(n_features)
         self.prior_mean = nn.Parameter(torch.zeros(size, n_targets))
-        # Features together, not each, have the variance of the target.
-        self.prior_factor = nn.Parameter(torch.eye(size) * (10 / size) ** 0.5)
-        self.log_noise = nn.Parameter(torch.full((n_targets,), math.log(0.1)))
+        self.prior_log_scale = nn.Parameter(scale)
+        self.prior_correlation = nn.Parameter(torch.zeros(size, size))
+        self.log_noise = nn.Parameter(torch.full((n_targets,), math.log(0.01)))
+
+    def noise(self):
+        """Variance of the noise of each target."""
+        return self.log_noise.exp() + self.least_noise
 
     def features(self, X, Z):
         """Row, network output and 1, side by side: (n, p)."""
@@ -60,24 +68,34 @@ class ALPaCA(EmbeddingLearner):
         return torch.cat([*parts, Z, torch.ones_like(Z[:, :1])], dim=1)
 
     def fit_head(self, Z, support):
-        """See `EmbeddingLearner.fit_head`."""
+        """See `EmbeddingLearner.fit_head`.
+
+        In float64: the smaller the noise, the worse the condition of the matrix.
+        """
         residual = support.y - Z @ self.prior_mean
         if support.weight is not None:
             root = support.weight.sqrt()[:, None]
             Z, residual = Z * root, residual * root
-        covariance = self.prior_factor @ self.prior_factor.T
-        cross = Z @ covariance
-        gram = cross @ Z.T + torch.eye(len(Z), dtype=Z.dtype, device=Z.device)
-        factor = torch.linalg.cholesky_ex(gram)[0]
-        gain = torch.cholesky_solve(cross, factor).T
-        return LinearPosterior(
-            self.prior_mean + gain @ residual, covariance - gain @ cross
+        factor = torch.diag(self.prior_log_scale.exp())
+        factor = (factor + self.prior_correlation.tril(-1)).double()
+        A = Z.double() @ factor
+        noise = self.noise().double()[:, None, None]
+        gram = A @ A.T + noise * torch.eye(len(A), dtype=A.dtype, device=A.device)
+        root = torch.linalg.cholesky_ex(gram)[0]
+        B = torch.linalg.solve_triangular(
+            root, A.expand(len(root), *A.shape), upper=False
         )
+        r = torch.linalg.solve_triangular(
+            root, residual.double().T[:, :, None], upper=False
+        )
+        mean = self.prior_mean + (factor @ (B.mT @ r))[:, :, 0].T.to(Z.dtype)
+        rest = torch.eye(len(factor), dtype=A.dtype, device=A.device) - B.mT @ B
+        return LinearPosterior(mean, (factor @ rest @ factor.T).to(Z.dtype))
 
     def apply_head(self, state, Z):
         """Predictive mean and variance, noise included."""
-        spread = ((Z @ state.covariance) * Z).sum(1, keepdim=True).clamp_min(0.0)
-        return Gaussian(Z @ state.mean, (1 + spread) * self.log_noise.exp())
+        spread = ((Z @ state.covariance) * Z).sum(-1).T.clamp_min(0.0)
+        return Gaussian(Z @ state.mean, spread + self.noise())
 
 
 class ClassPosterior(NamedTuple):

@@ -3,6 +3,7 @@
 import numpy as np
 import onnx
 from onnx import TensorProto
+from sklearn.base import is_classifier
 from sklearn.frozen import FrozenEstimator
 
 from skl2onnx import update_registered_converter
@@ -64,10 +65,23 @@ def _parse_frozen(scope, model, inputs, custom_parsers=None):
 def _parse_regressor(scope, model, inputs, custom_parsers=None):
     outputs = _parse_sklearn_simple_model(scope, model, inputs, custom_parsers)
     if scope.get_options(model, {"return_std": False})["return_std"]:
+        if not _gives_std(model):
+            raise ValueError(
+                "This regressor gives no standard deviation. Adapt a method that does, "
+                "such as ALPaCARegressor, or leave out return_std=True."
+            )
         kind = guess_tensor_type(inputs[0].type)
         # The list is the operator's own.
         outputs.append(scope.declare_local_variable("std", kind))
     return outputs
+
+
+def _gives_std(few_shot):
+    meta = few_shot._meta()
+    if meta is None:
+        return False
+    row = np.zeros((1, *meta.schema_.shape), dtype=np.float32)
+    return meta.apply_state(few_shot.state_, row, 0)[1] is not None
 
 
 def _classifier_shapes(operator):
@@ -106,24 +120,189 @@ def _regressor_shapes(operator):
 
 
 def _convert_classifier(scope, operator, container):
-    probabilities = _Nodes(scope, container).rows_to(
-        operator, operator.raw_operator, ["probabilities"], return_std=False
-    )[0]
-    nodes = _Nodes(scope, container)
-    label, output = operator.outputs
-    nodes.cast(probabilities, output)
-    best = nodes.add("ArgMax", [probabilities], axis=1, keepdims=0)
-    classes = get_label_classes(scope, operator.raw_operator)
-    proto_type = guess_proto_type(label.type)
-    if proto_type == TensorProto.STRING:
+    few_shot = operator.raw_operator
+    (found,) = _outputs_of(scope, operator, container, return_std=False)
+    label, probabilities = operator.outputs
+    _cast(scope, container, found, probabilities)
+    best = _add(scope, container, "ArgMax", [found], axis=1, keepdims=0)
+    classes = get_label_classes(scope, few_shot)
+    element = guess_proto_type(label.type)
+    if element == TensorProto.STRING:
         values = [str(value).encode() for value in classes]
     else:
         values = [int(value) for value in classes]
     names = scope.get_unique_variable_name("classes")
-    container.add_initializer(names, proto_type, [len(values)], values)
-    nodes.add("Gather", [names, best], output=label.full_name, axis=0)
+    container.add_initializer(names, element, [len(values)], values)
+    _add(scope, container, "Gather", [names, best], output=label.full_name, axis=0)
 
 
 def _convert_regressor(scope, operator, container):
     return_std = len(operator.outputs) > 1
-    raise NotImplementedError
+    found = _outputs_of(scope, operator, container, return_std)
+    for name, output in zip(found, operator.outputs, strict=True):
+        _cast(scope, container, name, output)
+
+
+def _outputs_of(scope, operator, container, return_std):
+    """Put what the estimator computes into the container; names of its outputs."""
+    few_shot = operator.raw_operator
+    if few_shot._meta() is None:
+        rows = _rows(scope, operator, container, TensorProto.DOUBLE)
+        if is_classifier(few_shot):
+            return [_class_means(scope, container, few_shot, rows)]
+        ridge = few_shot.state_
+        weights, bias = np.atleast_2d(ridge.coef_).T, np.atleast_1d(ridge.intercept_)
+        return [_affine(scope, container, rows, weights, bias)]
+    from sk_meta.onnx.graph import as_module, torch_graph
+
+    module = as_module(few_shot, return_std)
+    rows = _rows(scope, operator, container, TensorProto.FLOAT, module.row_shape)
+    return _splice(
+        scope, container, torch_graph(module, container.target_opset_onnx), [rows]
+    )
+
+
+def _class_means(scope, container, few_shot, rows):
+    """Probabilities without a learned prior: softmax of minus squared distances.
+
+    What is common to all classes is left out, which leaves an affine map.
+    """
+    means, variance = few_shot.state_
+    centre = means.mean(axis=0)
+    means = means - centre
+    rows = _add(
+        scope, container, "Sub", [rows, _constant(scope, container, centre)]
+    )
+    weights, bias = means.T / variance, -(means**2).sum(axis=1) / (2 * variance)
+    logits = _affine(scope, container, rows, weights, bias)
+    return _add(scope, container, "Softmax", [logits], axis=1)
+
+
+def _affine(scope, container, rows, weights, bias):
+    product = _add(
+        scope, container, "MatMul", [rows, _constant(scope, container, weights)]
+    )
+    return _add(scope, container, "Add", [product, _constant(scope, container, bias)])
+
+
+def _rows(scope, operator, container, element, shape=()):
+    """The operator's inputs as one tensor of a type, with rows of a shape."""
+    parts = [variable.full_name for variable in operator.inputs]
+    for position, variable in enumerate(operator.inputs):
+        if guess_proto_type(variable.type) != element:
+            name = parts[position]
+            parts[position] = _add(scope, container, "Cast", [name], to=element)
+    rows = parts[0]
+    if len(parts) > 1:  # one input per column
+        rows = _add(scope, container, "Concat", parts, axis=1)
+    if len(shape) < 2 or len(operator.inputs[0].type.shape) == 1 + len(shape):
+        return rows
+    shape = _constant(scope, container, np.array([-1, *shape]))
+    return _add(scope, container, "Reshape", [rows, shape])
+
+
+def _constant(scope, container, values):
+    name = scope.get_unique_variable_name("constant")
+    container.initializers.append(onnx.numpy_helper.from_array(values, name))
+    return name
+
+
+def _add(scope, container, op_type, inputs, output=None, **attributes):
+    output = output or scope.get_unique_variable_name(op_type.lower())
+    name = scope.get_unique_operator_name(op_type)
+    container.add_node(op_type, inputs, [output], name=name, **attributes)
+    return output
+
+
+def _cast(scope, container, name, variable):
+    """Give a variable the value of a tensor, in the variable's type."""
+    to = guess_proto_type(variable.type)
+    _add(scope, container, "Cast", [name], output=variable.full_name, to=to)
+
+
+def _splice(scope, container, model, inputs):
+    """Put a model's nodes into the container, renamed; names of its outputs.
+
+    Unlike skl2onnx's own way, this keeps absent optional inputs, and subgraphs that use
+    names from outside.
+    """
+    graph = model.graph
+    renamed = {"": ""}
+    renamed.update(zip([v.name for v in graph.input], inputs, strict=True))
+    for tensor in graph.initializer:
+        copy = TensorProto()
+        copy.CopyFrom(tensor)
+        copy.name = _rename(tensor.name, renamed, scope)
+        container.initializers.append(copy)
+    for node in graph.node:
+        container.nodes.append(_renamed_node(node, renamed, scope))
+    for used in model.opset_import:
+        container.node_domain_version_pair_sets.add((used.domain, used.version))
+    _sort_by_all_inputs(container)
+    return [renamed[variable.name] for variable in graph.output]
+
+
+def _rename(name, renamed, scope):
+    if name not in renamed:
+        renamed[name] = scope.get_unique_variable_name(name)
+    return renamed[name]
+
+
+def _renamed_node(node, renamed, scope):
+    copy = onnx.NodeProto()
+    copy.CopyFrom(node)
+    copy.ClearField("metadata_props")
+    copy.ClearField("doc_string")
+    copy.name = scope.get_unique_operator_name(node.name or node.op_type)
+    copy.input[:] = [_rename(name, renamed, scope) for name in node.input]
+    # skl2onnx takes two absent outputs for one; a name that nobody uses is as good.
+    copy.output[:] = [
+        _rename(name, renamed, scope) if name else scope.get_unique_variable_name("no")
+        for name in node.output
+    ]
+    for graph in _subgraphs(copy):
+        nodes = [_renamed_node(inner, renamed, scope) for inner in graph.node]
+        del graph.node[:]
+        graph.node.extend(nodes)
+        for value in (*graph.input, *graph.output, *graph.initializer):
+            value.name = _rename(value.name, renamed, scope)
+        graph.ClearField("value_info")
+    return copy
+
+
+def _subgraphs(node):
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            yield attribute.g
+        yield from attribute.graphs
+
+
+def _sort_by_all_inputs(container):
+    """Let the container sort nodes by what subgraphs use, and not by absent inputs."""
+    if "ensure_topological_order" in vars(container):
+        return
+    sort = container.ensure_topological_order
+
+    def ensure_topological_order():
+        nodes = list(container.nodes)
+        inputs = [list(node.input) for node in nodes]
+        produced = {name for node in nodes for name in node.output}
+        for node in nodes:
+            node.input[:] = [name for name in node.input if name] + sorted(
+                _used_inside(node) & produced
+            )
+        sort()
+        for node, names in zip(nodes, inputs, strict=True):
+            node.input[:] = names
+
+    container.ensure_topological_order = ensure_topological_order
+
+
+def _used_inside(node):
+    """Names that the subgraphs of a node use."""
+    return {
+        name
+        for graph in _subgraphs(node)
+        for inner in graph.node
+        for name in {*inner.input, *_used_inside(inner)}
+    }

@@ -6,10 +6,9 @@ import warnings
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from copy import deepcopy
 
-import numpy as np
 import onnx
 import torch
-from onnx.inliner import inline_local_functions
+from onnx.inliner import inline_local_functions, inline_selected_functions
 from onnx.version_converter import convert_version
 from sklearn.base import is_classifier
 from torch import nn
@@ -23,8 +22,6 @@ _OLDEST_OF_TORCH = 18
 
 class _Adapted(nn.Module):
     """A learner's scores for the rows of one task, its state held as buffers."""
-
-    dtype = torch.float32
 
     def __init__(self, few_shot):
         super().__init__()
@@ -79,54 +76,17 @@ class _AdaptedRegressor(_Adapted):
         return mean, scores.variance.double().sqrt() * self.scale
 
 
-class _ClassMeans(nn.Module):
-    """Probabilities of a FewShotClassifier without a learned prior."""
-
-    dtype = torch.float64
-
-    def __init__(self, few_shot):
-        super().__init__()
-        means, self.variance = few_shot.state_
-        self.row_shape = means.shape[1:]
-        self.register_buffer("means", torch.as_tensor(means))
-
-    def forward(self, X):
-        """(n, n_features) -> (n, n_classes)."""
-        squared = ((X[:, None, :] - self.means) ** 2).sum(2)
-        return (-squared / (2 * self.variance)).softmax(1)
-
-
-class _Linear(nn.Module):
-    """Means of a FewShotRegressor without a learned prior."""
-
-    dtype = torch.float64
-
-    def __init__(self, few_shot):
-        super().__init__()
-        coefficients = np.atleast_2d(few_shot.state_.coef_).T
-        self.row_shape = coefficients.shape[:1]
-        self.register_buffer("coefficients", torch.as_tensor(coefficients.copy()))
-        self.register_buffer(
-            "intercept", torch.as_tensor(np.atleast_1d(few_shot.state_.intercept_))
-        )
-
-    def forward(self, X):
-        """(n, n_features) -> (n, n_targets)."""
-        return X @ self.coefficients + self.intercept
-
-
 def as_module(few_shot, return_std=False):
-    """What a fitted FewShotClassifier or FewShotRegressor computes, as a module.
+    """What an estimator adapted by a meta-learner computes, as a module.
 
     Returns
     -------
     torch.nn.Module
-        Takes rows of shape (n, *row_shape) of its `dtype`.
+        Takes float32 rows of shape (n, *row_shape).
     """
-    bare = few_shot._meta() is None
     if is_classifier(few_shot):
-        return _ClassMeans(few_shot) if bare else _AdaptedClassifier(few_shot)
-    return _Linear(few_shot) if bare else _AdaptedRegressor(few_shot, return_std)
+        return _AdaptedClassifier(few_shot)
+    return _AdaptedRegressor(few_shot, return_std)
 
 
 def torch_graph(module, opset: int):
@@ -144,7 +104,7 @@ def torch_graph(module, opset: int):
         One input, any number of rows; as many outputs as the module has.
     """
     # An odd number of rows, so that no length in the network equals it by chance.
-    example = torch.zeros(7, *module.row_shape, dtype=module.dtype)
+    example = torch.zeros(7, *module.row_shape)
     with quiet(), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         program = torch.onnx.export(
             module,
@@ -162,6 +122,15 @@ def _to_opset(model, opset):
     made_for = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
     if made_for == opset:
         return model
+    # What the version converter stumbles over: operators that did not exist yet, and
+    # an attribute of later reductions, here always the default.
+    unknown = [kind for kind in _kinds(model) if not _exists(kind[1], opset)]
+    if unknown:
+        model = inline_selected_functions(model, unknown, inline_schema_functions=True)
+    for node in model.graph.node:
+        kept = [a for a in node.attribute if a.name != "noop_with_empty_axes" or a.i]
+        del node.attribute[:]
+        node.attribute.extend(kept)
     try:
         model = convert_version(model, opset)
         onnx.checker.check_model(model)
@@ -171,6 +140,18 @@ def _to_opset(model, opset):
             f"{error} Use target_opset={_OLDEST_OF_TORCH} or above."
         ) from error
     return model
+
+
+def _kinds(model):
+    return sorted({(node.domain, node.op_type) for node in model.graph.node})
+
+
+def _exists(op_type, opset):
+    try:
+        onnx.defs.get_schema(op_type, opset, "")
+    except onnx.defs.SchemaError:
+        return False
+    return True
 
 
 @contextmanager

@@ -244,7 +244,7 @@ class TaskDataset(Dataset):
                 if item.support is None:
                     self.draw(index, largest, rng)
 
-    def batch(self, indices, rng=None) -> MetaBatch:
+    def batch(self, indices, rng=None, pad=False) -> MetaBatch:
         """Stack tasks, grouped by size.
 
         Parameters
@@ -253,19 +253,23 @@ class TaskDataset(Dataset):
         rng : numpy.random.Generator, default=None
             Decides support sets and the outputs that local labels are put on. None for
             an evaluation.
+        pad : bool, default=False
+            Whether tasks of nearly one size may be filled up with rows of weight 0, for
+            learners to which such rows make no difference.
         """
         size = None if rng is None else draw_size(self.support_size, rng)
         groups = {}
         for position, index in enumerate(indices):
             item, support, query = self.draw(index, size, rng)
-            key = (
-                len(support),
-                len(query),
+            kind = (
                 item.n_classes,
                 item.weight is None,
                 None if item.metadata is None else len(item.metadata),
             )
+            key = (*kind, len(support), len(query))
             groups.setdefault(key, []).append((position, index, item, support, query))
+        if pad:
+            groups = _merge_sizes(groups)
         shuffle = self.schema.classification and self.schema.labels == "local"
         return MetaBatch(
             [self._stack(group, rng if shuffle else None) for group in groups.values()]
@@ -281,49 +285,85 @@ class TaskDataset(Dataset):
             outputs = rng.permuted(tidy, axis=1)
         parts = []
         for part in (supports, queries):
-            y = np.stack([item.y[rows] for item, rows in zip(items, part, strict=True)])
+            pairs = list(zip(items, part, strict=True))
+            rows, filled = _fill([item.rows[at] for item, at in pairs])
+            y = np.stack(_fill([item.y[at] for item, at in pairs])[0])
             if outputs is not None:
                 y = np.take_along_axis(outputs, y, axis=1)
-            weight = None
+            weight = filled
             if items[0].weight is not None:
-                weight = self._tensor(
-                    [item.weight[rows] for item, rows in zip(items, part, strict=True)]
-                )
-            parts.append((self._tensor(y), weight))
+                weight, _ = _fill([item.weight[at] for item, at in pairs])
+                weight = weight if filled is None else np.stack(weight) * filled
+            weight = None if weight is None else self._tensor(weight)
+            parts.append((rows, self._tensor(y), weight))
         metadata = None
         if items[0].metadata is not None:
             metadata = self._tensor([item.metadata for item in items])
-        X_support, X_query = self._features(indices, items, supports, queries)
-        (y_support, weight_support), (y_query, weight_query) = parts
+        (
+            (rows_support, y_support, weight_support),
+            (rows_query, y_query, weight_query),
+        ) = parts
+        if needs_fit(self.tasks[indices[0]]):
+            X_support, X_query = self._fitted(indices, supports, queries)
+        else:
+            X_support = self.X[self._tensor(rows_support)]
+            X_query = self.X[self._tensor(rows_query)]
         return TaskGroup(
             np.asarray(positions),
             Support(X_support, y_support, weight_support, n_classes, metadata),
             Query(X_query, y_query, weight_query),
         )
 
-    def _features(self, indices, items, supports, queries):
-        if needs_fit(self.tasks[indices[0]]):
-            pairs = [
-                self.tasks[index].fit_support(support, query)
-                for index, support, query in zip(
-                    indices, supports, queries, strict=True
-                )
-            ]
-            return tuple(
-                self._tensor([self.schema.check_features(X, "a task") for X in part])
-                for part in zip(*pairs, strict=True)
-            )
+    def _fitted(self, indices, supports, queries):
+        """Features of tasks whose transformers are fitted on their support sets."""
+        pairs = [
+            self.tasks[index].fit_support(support, query)
+            for index, support, query in zip(indices, supports, queries, strict=True)
+        ]
         return tuple(
-            self.X[
-                self._tensor(
-                    [item.rows[rows] for item, rows in zip(items, part, strict=True)]
-                )
-            ]
-            for part in (supports, queries)
+            self._tensor(
+                _fill([self.schema.check_features(X, "a task") for X in part])[0]
+            )
+            for part in zip(*pairs, strict=True)
         )
 
     def _tensor(self, arrays):
         return torch.from_numpy(np.stack(arrays)).to(self.device)
+
+
+def _merge_sizes(groups, waste=1.5):
+    """Join groups of neighbouring sizes while filling up adds at most half."""
+    kinds = {}
+    for (*kind, n_support, n_query), members in groups.items():
+        kinds.setdefault(tuple(kind), []).append((n_support, n_query, members))
+    merged = {}
+    for kind, sizes in kinds.items():
+        sizes.sort(key=lambda size: size[0] + size[1])
+        joined, rows, longest = [], 0, (0, 0)
+        for n_support, n_query, members in sizes:
+            longer = max(longest[0], n_support), max(longest[1], n_query)
+            more = rows + len(members) * (n_support + n_query)
+            if joined and (len(joined) + len(members)) * sum(longer) > waste * more:
+                merged[(*kind, *longest)] = joined
+                joined, longer = [], (n_support, n_query)
+                more = len(members) * (n_support + n_query)
+            joined, rows, longest = joined + members, more, longer
+        merged[(*kind, *longest)] = joined
+    return merged
+
+
+def _fill(arrays):
+    """Repeat the first row up to the longest; (arrays, mask of real rows or None)."""
+    lengths = [len(array) for array in arrays]
+    longest = max(lengths)
+    if min(lengths) == longest:
+        return arrays, None
+    mask = np.arange(longest) < np.array(lengths)[:, None]
+    filled = [
+        np.concatenate([array, np.repeat(array[:1], longest - len(array), axis=0)])
+        for array in arrays
+    ]
+    return filled, mask.astype(np.float32)
 
 
 def needs_fit(task):
@@ -357,15 +397,17 @@ class MetaBatches:
         Tasks per meta-batch.
     rng : numpy.random.Generator, default=None
         Shuffles the tasks and draws support sets; None for an evaluation.
+    pad : bool, default=False
+        See `TaskDataset.batch`.
     """
 
-    def __init__(self, dataset, batch_size, rng=None):
+    def __init__(self, dataset, batch_size, rng=None, pad=False):
         indices = np.arange(len(dataset))
         while not isinstance(dataset, TaskDataset):
             indices = np.asarray(dataset.indices)[indices]
             dataset = dataset.dataset
         self.dataset, self.indices = dataset, indices
-        self.batch_size, self.rng = batch_size, rng
+        self.batch_size, self.rng, self.pad = batch_size, rng, pad
 
     def __len__(self):
         return -(-len(self.indices) // self.batch_size)
@@ -376,4 +418,4 @@ class MetaBatches:
             indices = self.rng.permutation(indices)
         for start in range(0, len(indices), self.batch_size):
             chosen = indices[start : start + self.batch_size].tolist()
-            yield self.dataset.batch(chosen, self.rng)
+            yield self.dataset.batch(chosen, self.rng, self.pad)

@@ -21,7 +21,6 @@ UCI Machine Learning Repository. https://doi.org/10.24432/C52P4X
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,7 +31,7 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
-from sklearn.model_selection import train_test_split
+from sklearn.model_selection import ParameterGrid, train_test_split
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, StandardScaler
 
@@ -41,9 +40,12 @@ N_DRAWS = 20
 N_VALIDATION_DRAWS = 10
 PRESSURE, CHOLESTEROL = 3, 4
 CATEGORICAL = [2, 6, 10, 12]  # chest pain, resting ECG, slope, thal
+LEVELS = [[1, 2, 3, 4], [0, 1, 2], [1, 2, 3], [3, 6, 7]]
 NUMERIC = [0, 1, 3, 4, 5, 7, 8, 9, 11]
 
 Rows = tuple[np.ndarray, np.ndarray]
+Fit = Callable[..., ClassifierMixin]
+Grid = dict[str, list[Any]]
 
 
 class Episode(NamedTuple):
@@ -52,13 +54,6 @@ class Episode(NamedTuple):
     sources: list[Rows]
     support: Rows
     query: Rows
-
-
-class Scores(NamedTuple):
-    """Balanced accuracy and area under the ROC curve."""
-
-    balanced_accuracy: float
-    auc: float
 
 
 def rows(hospital: Any) -> Rows:
@@ -81,22 +76,14 @@ def preprocessing(add_indicator: bool = False) -> Pipeline:
     `add_indicator` adds a 0 / 1 column for each number that was missing: which
     hospital a row is from shows in it, so whether it helps is left to validation.
     """
-    numbers = make_pipeline(
-        SimpleImputer(
-            strategy="median", add_indicator=add_indicator, keep_empty_features=True
-        ),
-        StandardScaler(),
+    impute = SimpleImputer(
+        strategy="median", add_indicator=add_indicator, keep_empty_features=True
     )
-    present = FunctionTransformer(np.nan_to_num, kw_args={"nan": -1.0})
-    levels = [[1, 2, 3, 4], [0, 1, 2], [1, 2, 3], [3, 6, 7]]
-    categories = make_pipeline(
-        present, OneHotEncoder(categories=levels, handle_unknown="ignore")
-    )
-    columns = [("numbers", numbers, NUMERIC), ("categories", categories, CATEGORICAL)]
-    return make_pipeline(
-        FunctionTransformer(zero_is_missing),
-        ColumnTransformer(columns, sparse_threshold=0),
-    )
+    numbers = make_pipeline(impute, StandardScaler())
+    encode = OneHotEncoder(categories=LEVELS, handle_unknown="ignore")
+    columns = [("numbers", numbers, NUMERIC), ("categories", encode, CATEGORICAL)]
+    transform = ColumnTransformer(columns, sparse_threshold=0)
+    return make_pipeline(FunctionTransformer(zero_is_missing), transform)
 
 
 def pooled_logistic(
@@ -135,33 +122,17 @@ def pool(episode: Episode, support_weight: float) -> tuple[np.ndarray, ...]:
     return X, y, weight
 
 
-# name: (how it is fitted to an episode, the settings to choose from)
-BASELINES: dict[str, tuple[Callable[..., ClassifierMixin], dict[str, list[Any]]]] = {
-    "pooled logistic regression": (
-        pooled_logistic,
-        {
-            "C": [0.003, 0.01, 0.03, 0.1, 1.0],
-            "class_weight": [None, "balanced"],
-            "support_weight": [0, 1, 5],
-            "add_indicator": [False, True],
-        },
-    ),
-    "pooled gradient boosting": (
-        pooled_boosting,
-        {
-            "max_leaf_nodes": [3, 8],
-            "max_iter": [50, 150],
-            "class_weight": [None, "balanced"],
-            "support_weight": [0, 1, 5],
-        },
-    ),
-    "logistic regression on the support rows": (
-        support_logistic,
-        {
-            "C": [0.001, 0.01, 0.03, 0.1, 0.3, 1.0, 10.0],
-            "class_weight": [None, "balanced"],
-        },
-    ),
+POOLED: Grid = {"class_weight": [None, "balanced"], "support_weight": [0, 1, 5]}
+LOGISTIC = POOLED | {"C": [0.003, 0.01, 0.03, 0.1, 1.0], "add_indicator": [False, True]}
+BOOSTING = POOLED | {"max_leaf_nodes": [3, 8], "max_iter": [50, 150]}
+SUPPORT: Grid = {
+    "C": [0.001, 0.01, 0.03, 0.1, 0.3, 1.0],
+    "class_weight": [None, "balanced"],
+}
+BASELINES: dict[str, tuple[Fit, Grid]] = {
+    "pooled logistic regression": (pooled_logistic, LOGISTIC),
+    "pooled gradient boosting": (pooled_boosting, BOOSTING),
+    "logistic regression on the support rows": (support_logistic, SUPPORT),
 }
 
 
@@ -172,10 +143,10 @@ def episodes(
     X, y = rows(hospitals[target])
     sources = [rows(h) for i, h in enumerate(hospitals) if i != target]
     for draw in range(n_draws):
+        state = 1000 * seed + draw
         support, query = train_test_split(
-            np.arange(len(y)), train_size=N_SUPPORT, stratify=y,
-            random_state=1000 * seed + draw,
-        )  # fmt: skip
+            np.arange(len(y)), train_size=N_SUPPORT, stratify=y, random_state=state
+        )
         yield Episode(sources, (X[support], y[support]), (X[query], y[query]))
 
 
@@ -187,26 +158,20 @@ def validation_episodes(
     return [e for i in range(len(source)) for e in episodes(source, i, n_draws, seed=1)]
 
 
-def score(model: ClassifierMixin, query: Rows) -> Scores:
-    """Score a fitted binary classifier on the query rows."""
+def score(model: ClassifierMixin, query: Rows) -> tuple[float, float]:
+    """Return balanced accuracy and area under the ROC curve on the query rows."""
     X, y = query
     auc = roc_auc_score(y, model.predict_proba(X)[:, 1])
-    return Scores(balanced_accuracy_score(y, model.predict(X)), auc)
+    return balanced_accuracy_score(y, model.predict(X)), auc
 
 
-def choose(
-    fit: Callable[..., ClassifierMixin],
-    grid: dict[str, list[Any]],
-    validation: list[Episode],
-) -> dict[str, Any]:
+def choose(fit: Fit, grid: Grid, validation: list[Episode]) -> dict[str, Any]:
     """Return the settings whose two scores, averaged over `validation`, are best."""
-    candidates = [
-        dict(zip(grid, values, strict=True)) for values in product(*grid.values())
-    ]
-    return max(
-        candidates,
-        key=lambda s: np.mean([score(fit(e, **s), e.query) for e in validation]),
-    )
+
+    def mean_score(settings: dict[str, Any]) -> float:
+        return np.mean([score(fit(e, **settings), e.query) for e in validation])
+
+    return max(ParameterGrid(grid), key=mean_score)
 
 
 def baseline_scores(hospitals: Sequence[Any], target: int) -> dict[str, np.ndarray]:
@@ -220,10 +185,8 @@ def baseline_scores(hospitals: Sequence[Any], target: int) -> dict[str, np.ndarr
     return result
 
 
-def paired_interval(
-    ours: np.ndarray, theirs: np.ndarray, level: float = 0.95
-) -> tuple[float, float]:
-    """Return the mean of ours - theirs over hospitals and the interval's half-width.
+def paired_interval(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
+    """Return mean and half-width of the 95 % interval of ours - theirs.
 
     Both have shape (n_hospitals, n_draws) and hold scores of the same draws. The four
     hospitals are fixed: the interval is for the draw of the support rows.
@@ -231,6 +194,5 @@ def paired_interval(
     gain = np.asarray(ours) - np.asarray(theirs)
     n_hospitals, n_draws = gain.shape
     error = np.sqrt((gain.var(axis=1, ddof=1) / n_draws).sum()) / n_hospitals
-    return gain.mean(), error * student.ppf(
-        0.5 + level / 2, n_hospitals * (n_draws - 1)
-    )
+    width = student.ppf(0.975, n_hospitals * (n_draws - 1))
+    return gain.mean(), width * error

@@ -1,0 +1,179 @@
+"""to_onnx: an adapted estimator, or a Pipeline ending in one, as an ONNX file."""
+
+from importlib.util import find_spec
+
+import numpy as np
+from sklearn.base import is_classifier
+from sklearn.frozen import FrozenEstimator
+from sklearn.pipeline import Pipeline
+from sklearn.utils.validation import check_is_fitted
+
+from sk_meta.few_shot import FewShotClassifier, FewShotRegressor
+
+_NEEDED = ("onnx", "onnxruntime", "onnxscript", "skl2onnx")
+_OPSETS = (15, 22)
+
+
+def to_onnx(
+    model,
+    path=None,
+    *,
+    X=None,
+    target_opset=None,
+    zipmap=False,
+    return_std=False,
+    tolerance=None,
+):
+    """Write an adapted model as ONNX, and check the result in onnxruntime.
+
+    Parameters
+    ----------
+    model : FewShotClassifier, FewShotRegressor, or Pipeline ending in one
+        Fitted, usually by `adapt`. Transformers before it are converted by skl2onnx.
+    path : str or path-like, default=None
+        Where to write; None writes nothing.
+    X : array of shape (n_rows, ...) or DataFrame, default=None
+        Rows as the model takes them: they set the types of the inputs, and up to 64
+        of them serve for the check. A DataFrame gives one input per column. None means
+        one float32 input, and random rows for the check.
+    target_opset : int, default=None
+        Version of the ONNX operators, 15 to 22; None means the latest.
+    zipmap : bool or "columns", default=False
+        Probabilities of a classifier as one tensor (n_rows, n_classes), as a list of
+        dictionaries by label (True), or as one output per class ("columns").
+    return_std : bool, default=False
+        Whether a regressor puts out standard deviations too.
+    tolerance : float, default=None
+        Largest difference between file and model that is accepted: of a probability,
+        or of a target relative to the largest prediction of the same target. None
+        means 1e-5, and 1e-3 where the network has convolutions, whose sums torch and
+        onnxruntime add up in another order. Labels must be the same, unless the two
+        largest probabilities differ by less than twice this.
+
+    Returns
+    -------
+    onnx.ModelProto
+        With the inputs "X", or one per column; any number of rows. Outputs of a
+        classifier: label and probabilities, in the order of `classes_`. Outputs of a
+        regressor: mean and, with `return_std`, standard deviation, each of shape
+        (n_rows, n_targets). Labels are the original strings, integers or booleans.
+
+    Raises
+    ------
+    ValueError
+        If the file says something else than the model, if an operator does not exist
+        in `target_opset`, or for a meta-learner that is not adapted.
+    ImportError
+        If a package that the export needs is not installed.
+
+    Examples
+    --------
+    >>> from sk_meta import FewShotClassifier
+    >>> from sk_meta.onnx import to_onnx
+    >>> model = FewShotClassifier().fit([[0.0], [1.0]], ["low", "high"])
+    >>> [output.name for output in to_onnx(model).graph.output]
+    ['label', 'probabilities']
+    """
+    _require()
+    import onnx
+    import skl2onnx
+
+    from sk_meta.onnx.checking import check_onnx
+    from sk_meta.onnx.graph import quiet
+
+    model = getattr(model, "best_estimator_", model)
+    few_shot = _few_shot_of(model)
+    _check_options(few_shot, target_opset, zipmap, return_std)
+    X = _example_rows(model, few_shot) if X is None else _as_rows(X)
+    given = {"zipmap": zipmap}
+    if not is_classifier(few_shot):
+        given = {"return_std": return_std}
+    with quiet():
+        onnx_model = skl2onnx.to_onnx(
+            model, X, target_opset=target_opset, options={id(few_shot): given}
+        )
+        check_onnx(
+            onnx_model,
+            model,
+            X,
+            return_std=return_std,
+            zipmap=zipmap,
+            tolerance=_default_tolerance(few_shot) if tolerance is None else tolerance,
+        )
+    if path is not None:
+        onnx.save(onnx_model, path)
+    return onnx_model
+
+
+def _require():
+    missing = [name for name in _NEEDED if not find_spec(name)]
+    if missing:
+        raise ImportError(
+            f"Exporting to ONNX needs {', '.join(missing)}, not installed here. Run "
+            'pip install "sk_meta[onnx]".'
+        )
+
+
+def _few_shot_of(model):
+    """The adapted estimator at the end of a model."""
+    last = model
+    while isinstance(last, Pipeline | FrozenEstimator):
+        last = last.steps[-1][1] if isinstance(last, Pipeline) else last.estimator
+    if hasattr(last, "adapt_state"):
+        raise ValueError(
+            f"{type(last).__name__} is a meta-learner, which is not exported itself "
+            "yet. Adapt it first: to_onnx(adapt(model, X_support, y_support))."
+        )
+    if not isinstance(last, FewShotClassifier | FewShotRegressor):
+        raise TypeError(
+            "Expected a FewShotClassifier, a FewShotRegressor or a Pipeline that ends "
+            f"in one; got {type(last).__name__}. skl2onnx.to_onnx may convert it."
+        )
+    check_is_fitted(last)
+    return last
+
+
+def _check_options(few_shot, target_opset, zipmap, return_std):
+    if zipmap not in (True, False, "columns"):
+        raise ValueError(f"zipmap must be True, False or 'columns', got {zipmap!r}.")
+    if is_classifier(few_shot) and return_std:
+        raise ValueError("return_std=True is for regressors; this is a classifier.")
+    if zipmap and not is_classifier(few_shot):
+        raise ValueError(f"zipmap={zipmap!r} is for classifiers; this is a regressor.")
+    low, high = _OPSETS
+    if target_opset is not None and not low <= target_opset <= high:
+        raise ValueError(
+            f"target_opset must be from {low} to {high}, got {target_opset}."
+        )
+
+
+def _as_rows(X):
+    X = X if hasattr(X, "columns") else np.asarray(X)
+    if not len(X):
+        raise ValueError("X has no rows. Pass at least one.")
+    return X
+
+
+def _example_rows(model, few_shot):
+    """Random rows of the right shape."""
+    if model is not few_shot and hasattr(model, "feature_names_in_"):
+        raise ValueError(
+            "The model was fitted on a DataFrame, whose columns are inputs of the file."
+            " Pass some rows, X=X_support, to tell their types."
+        )
+    meta = few_shot._meta()
+    shape = (model.n_features_in_,)
+    if model is few_shot and meta is not None:
+        shape = meta.schema_.shape
+    rng = np.random.default_rng(0)
+    return rng.standard_normal((64, *shape)).astype(np.float32)
+
+
+def _default_tolerance(few_shot):
+    meta = few_shot._meta()
+    if meta is None:
+        return 1e-5
+    layers = meta.learner_.modules()
+    # By name, so that torch stays out of this file.
+    convolves = any(type(layer).__name__.startswith("Conv") for layer in layers)
+    return 1e-3 if convolves else 1e-5
