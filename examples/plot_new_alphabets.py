@@ -31,7 +31,13 @@ training = EpisodeSampler(
     old.data, old.target, n_way=20, n_shot=1, n_query=3, n_episodes=400
 )
 testing = EpisodeSampler(
-    new.data, new.target, n_way=20, n_shot=1, n_query=5, n_episodes=40, groups=new.groups
+    new.data,
+    new.target,
+    n_way=20,
+    n_shot=1,
+    n_query=5,
+    n_episodes=40,
+    groups=new.groups,
 )
 
 # %%

@@ -14,7 +14,6 @@ from sk_meta.tasks.stacking import needs_fit
 from sk_meta.tasks.task import take_rows
 from sk_meta.tasks.validation import check_tasks, numeric
 
-
 __all__ = ["Evaluation", "evaluate", "mean_interval", "task_scorer"]
 
 

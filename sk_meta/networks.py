@@ -10,7 +10,6 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-
 __all__ = ["MLP", "Conv4", "exact_normalization"]
 
 

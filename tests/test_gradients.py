@@ -177,7 +177,9 @@ CASES += [("MAML transductive", n) for n in ("BatchNorm1d", "BatchNorm2d")]
 def test_meta_gradient_matches_finite_differences(method, network, make_group):
     learner = make_learner(method, network)
     batch = make_batch(method, make_group)
-    gradients = {way: meta_gradient(learner, batch, way) for way in ("vmap", "loop")}
+    gradients = {"vmap": meta_gradient(learner, batch, "vmap")}
+    assert learner.way == ("loop" if network == "GRU" else "vmap")
+    gradients["loop"] = meta_gradient(learner, batch, "loop")
     size = gradients["loop"].norm()
     directions = torch.randn(2, len(gradients["loop"])).double()
     expected = slopes(learner, batch, directions)

@@ -54,7 +54,10 @@ class Prototypes(EmbeddingLearner):
 
     def loss(self, scores, query, support):
         """Mean over the query rows whose class has a support row."""
-        present = (query.y[:, None] == support.y).any(1).to(scores.dtype)
+        same = query.y[:, None] == support.y
+        if support.weight is not None:
+            same = same & (support.weight > 0)
+        present = same.any(1).to(scores.dtype)
         weight = present if query.weight is None else present * query.weight
         return weighted_mean(self.row_loss(scores, query.y), weight)
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from copy import deepcopy
 
 import onnx
+import onnxscript.optimizer
 import torch
 from onnx.inliner import inline_local_functions, inline_selected_functions
 from onnx.version_converter import convert_version
@@ -123,10 +124,11 @@ def _to_opset(model, opset):
     if made_for == opset:
         return model
     # What the version converter stumbles over: operators that did not exist yet, and
-    # an attribute of later reductions, here always the default.
+    # an attribute of later reductions, even where it says what is the default.
     unknown = [kind for kind in _kinds(model) if not _exists(kind[1], opset)]
     if unknown:
         model = inline_selected_functions(model, unknown, inline_schema_functions=True)
+        model = onnxscript.optimizer.optimize(model)
     for node in model.graph.node:
         kept = [a for a in node.attribute if a.name != "noop_with_empty_axes" or a.i]
         del node.attribute[:]
