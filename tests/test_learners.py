@@ -119,11 +119,11 @@ def test_a_row_of_weight_zero_changes_nothing(method, one_task):
     rest = Query(*(part[1:] for part in query))
     torch.testing.assert_close(
         learner.loss(scores, query._replace(weight=weight), support),
-        learner.loss(type_rows(scores, slice(1, None)), rest, support),
+        learner.loss(rows_of(scores, slice(1, None)), rest, support),
     )
 
 
-def type_rows(scores, rows):
+def rows_of(scores, rows):
     """Rows of scores of any type."""
     if isinstance(scores, Gaussian):
         return Gaussian(scores.mean[rows], scores.variance[rows])
@@ -357,9 +357,9 @@ def test_variance_grows_away_from_the_support_and_shrinks_with_rows(one_task):
 def test_trained_alpaca_approaches_the_best_predictor():
     """Bayesian regression with the true prior, which no learner can beat."""
     prior = {"n_features": 3, "mean": (1.0, -1.0, 0.5), "covariance": 0.3, "noise": 0.5}
-    tasks = make_linear_tasks(240, n_support=(2, 10), random_state=0, **prior)
+    tasks = make_linear_tasks(500, n_support=4, random_state=0, **prior)
     new = make_linear_tasks(300, n_support=4, random_state=1, **prior)
-    net = TaskNet(MLP, module__hidden=(4,), lr=0.01, max_epochs=25, batch_size=16)
+    net = TaskNet(MLP, module__hidden=(4,), lr=0.03, max_epochs=25, batch_size=32)
     meta = ALPaCARegressor(net, random_state=0).fit(tasks)
     errors = {"best": [], "learned": [], "untrained": []}
     mean, covariance = np.array(prior["mean"]), 0.3 * np.eye(3)
@@ -374,8 +374,7 @@ def test_trained_alpaca_approaches_the_best_predictor():
         for name, y in guess.items():
             errors[name].append(np.mean((y - task.y_query) ** 2))
     best, learned, untrained = (np.mean(errors[name]) for name in errors)
-    print("BEST", best, learned, untrained)
-    assert best < learned < 1.1 * best
+    assert best < learned < 1.06 * best
     assert untrained > 1.2 * best
 
 

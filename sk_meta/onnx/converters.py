@@ -3,9 +3,6 @@
 import numpy as np
 import onnx
 from onnx import TensorProto
-from sklearn.base import is_classifier
-from sklearn.frozen import FrozenEstimator
-
 from skl2onnx import update_registered_converter
 from skl2onnx._parse import (
     _parse_sklearn,
@@ -22,6 +19,8 @@ from skl2onnx.common.data_types import (
     guess_tensor_type,
 )
 from skl2onnx.common.utils_classifier import get_label_classes
+from sklearn.base import is_classifier
+from sklearn.frozen import FrozenEstimator
 
 from sk_meta.few_shot import FewShotClassifier, FewShotRegressor
 
@@ -55,10 +54,9 @@ def register():
 
 def _parse_frozen(scope, model, inputs, custom_parsers=None):
     """A frozen estimator is what it holds."""
-    inner = model.estimator
-    given = (scope.options or {}).get(id(model))
-    if given:
-        scope.add_options(id(inner), given)
+    inner, options = model.estimator, scope.options or {}
+    if id(model) in options and id(inner) not in options:
+        scope.add_options(id(inner), options[id(model)])
     return _parse_sklearn(scope, inner, inputs, custom_parsers=custom_parsers)
 
 
@@ -170,9 +168,7 @@ def _class_means(scope, container, few_shot, rows):
     means, variance = few_shot.state_
     centre = means.mean(axis=0)
     means = means - centre
-    rows = _add(
-        scope, container, "Sub", [rows, _constant(scope, container, centre)]
-    )
+    rows = _add(scope, container, "Sub", [rows, _constant(scope, container, centre)])
     weights, bias = means.T / variance, -(means**2).sum(axis=1) / (2 * variance)
     logits = _affine(scope, container, rows, weights, bias)
     return _add(scope, container, "Softmax", [logits], axis=1)

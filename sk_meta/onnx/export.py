@@ -161,10 +161,11 @@ def _example_rows(model, few_shot):
             "The model was fitted on a DataFrame, whose columns are inputs of the file."
             " Pass some rows, X=X_support, to tell their types."
         )
-    meta = few_shot._meta()
     shape = (model.n_features_in_,)
+    meta = few_shot._meta()
     if model is few_shot and meta is not None:
-        shape = meta.schema_.shape
+        of_tasks = meta.schema_.shape  # of images too, unless they came flattened
+        shape = of_tasks if of_tasks[:1] == shape else shape
     rng = np.random.default_rng(0)
     return rng.standard_normal((64, *shape)).astype(np.float32)
 

@@ -120,7 +120,9 @@ def torch_graph(module, opset: int):
 
 def _to_opset(model, opset):
     model = inline_local_functions(model)
-    made_for = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
+    made_for = next(
+        o.version for o in model.opset_import if o.domain in ("", "ai.onnx")
+    )
     if made_for == opset:
         return model
     # What the version converter stumbles over: operators that did not exist yet, and

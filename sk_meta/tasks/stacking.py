@@ -154,13 +154,18 @@ class TaskDataset(Dataset):
 
     def _encode_y(self, task, what):
         """y as numbers; rows without a known label get those of a labelled one."""
-        y = task.y
+        y, kind = task.y, self.schema.labels
+        if self.schema.classification and task.labels != kind:
+            raise ValueError(
+                f"{what} has {task.labels} labels; the meta-learner was fitted on "
+                f"tasks with {kind} ones."
+            )
         if task.labeled is not None and not task.labeled.all():
             if not task.labeled.any():
                 raise ValueError(f"{what} has no row with a known label.")
             y = y.copy()
             y[~task.labeled] = y[np.flatnonzero(task.labeled)[0]]
-        if self.schema.classification and self.schema.labels == "local":
+        if self.schema.classification and kind == "local":
             in_support = task.support if task.support is not None else slice(None)
             known = np.unique(y[in_support])
             lacking = np.setdiff1d(np.unique(y), known)

@@ -8,13 +8,14 @@ import numpy as np
 
 def check_support_size(support_size):
     """Raise unless `support_size` is rows, a fraction, or a range of either."""
-    bounds = support_size if isinstance(support_size, tuple) else (support_size,)
-    valid = len(bounds) in (1, 2) and all(
+    is_range = isinstance(support_size, tuple)
+    bounds = support_size if is_range else (support_size,)
+    valid = len(bounds) == 1 + is_range and all(
         (isinstance(b, Integral) and not isinstance(b, bool) and b >= 1)
         or (isinstance(b, Real) and not isinstance(b, Integral) and 0 < b < 1)
         for b in bounds
     )
-    if valid and len(bounds) == 2:
+    if valid and is_range:
         same_kind = isinstance(bounds[0], Integral) == isinstance(bounds[1], Integral)
         valid = same_kind and bounds[0] <= bounds[1]
     if not valid:

@@ -84,6 +84,8 @@ class Task:
             )
         self.y = np.asarray(y)
         n_rows = len(self.X)
+        if not n_rows:
+            raise ValueError(f"{self.label()} has no rows. Leave it out.")
         self.sample_weight = (
             None if sample_weight is None else np.asarray(sample_weight, dtype=float)
         )

@@ -1,6 +1,7 @@
 """Checks of tasks, in one place, and what the tasks have in common: the schema."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -62,19 +63,29 @@ def call_task(task, position):
     return f"Task {position}" + ("" if task.name is None else f" ({task.name!r})")
 
 
+def _real(values, what: str, advice: str) -> np.ndarray:
+    """An array of real numbers; objects may hold them, strings may not."""
+    if values.dtype.kind == "O":
+        with suppress(TypeError, ValueError):
+            values = values.astype(np.float64)
+    if values.dtype.kind not in "fiub":
+        raise ValueError(
+            f"{what} holds values that are not real numbers (dtype {values.dtype}). "
+            + advice
+        )
+    return values
+
+
 def numeric(values, what: str) -> np.ndarray:
     """Values as a finite float32 array, or an error that says what to do."""
-    values = values.to_numpy() if hasattr(values, "iloc") else np.asarray(values)
-    if values.dtype.kind not in "fiub":
-        try:
-            values = values.astype(np.float64)
-        except (TypeError, ValueError):
-            raise ValueError(
-                f"{what} holds values that are not numbers (dtype {values.dtype}). "
-                "Encode them first, for example with TaskTransformer(OneHotEncoder()) "
-                "or a ColumnTransformer in a Pipeline."
-            ) from None
-    values = values.astype(np.float32, copy=False)
+    values = _real(
+        values.to_numpy() if hasattr(values, "iloc") else np.asarray(values),
+        what,
+        "Encode them first, for example with TaskTransformer(OneHotEncoder()) or a "
+        "ColumnTransformer in a Pipeline.",
+    )
+    with np.errstate(over="ignore"):
+        values = values.astype(np.float32, copy=False)
     if not np.isfinite(values).all():
         raise ValueError(
             f"{what} contains NaN, infinity or a value too large for float32. Impute "
@@ -116,15 +127,7 @@ def label_array(y, what: str) -> np.ndarray:
 
 def target_array(y, what: str) -> np.ndarray:
     """Regression targets as a finite float64 array of one or two dimensions."""
-    y = np.asarray(y)
-    if y.dtype.kind not in "fiub":
-        try:
-            y = y.astype(np.float64)
-        except (TypeError, ValueError):
-            raise ValueError(
-                f"{what} holds values that are not numbers (dtype {y.dtype}). Use a "
-                "meta-classifier for class labels."
-            ) from None
+    y = _real(np.asarray(y), what, "Use a meta-classifier for class labels.")
     y = y.astype(np.float64, copy=False)
     if y.ndim not in (1, 2):
         raise ValueError(
@@ -136,6 +139,22 @@ def target_array(y, what: str) -> np.ndarray:
             "Task(..., labeled=mask)."
         )
     return y
+
+
+def row_weights(weight, n_rows: int, what: str) -> np.ndarray | None:
+    """Weights of rows, of which some must count; None stays None."""
+    if weight is None:
+        return None
+    weight = np.asarray(weight, dtype=np.float32)
+    shaped = weight.shape == (n_rows,)
+    if not shaped or not np.isfinite(weight).all() or (weight < 0).any():
+        raise ValueError(
+            f"sample_weight of {what} must be {n_rows} finite numbers of at least 0, "
+            f"got {weight.tolist()!r:.80}."
+        )
+    if not weight.any():
+        raise ValueError(f"sample_weight of {what} is zero everywhere.")
+    return weight
 
 
 def feature_names(X):
@@ -265,6 +284,8 @@ class Schema:
         classes : array or None
             What the integers stand for.
         """
+        if np.ndim(y) == 0:
+            raise ValueError(f"y of {what} is missing. Pass one entry for each row.")
         if not self.classification:
             y = target_array(y, f"y of {what}")
             if (y.shape[1:] or (1,)) != (self.n_outputs,):

@@ -4,7 +4,7 @@
     python tests/benchmarks/omniglot.py maml [--iterations 9000]
 
 Meta-training on the background alphabets, rotations by 90 degrees counting as classes
-of their own; five of these alphabets are left out for validation. The evaluation alphabets
+of their own; five of these alphabets are left out for validation. The evaluation ones
 are used once, at the end: 600 episodes with characters drawn from all of them, 5-way
 1-shot with 15 query rows a class, inductive (a prediction does not depend on the other
 query rows); and, the harder protocol, 20-way with characters of one alphabet.

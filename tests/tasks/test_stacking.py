@@ -1,0 +1,272 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils.data import Subset
+
+from sk_meta import EpisodeSampler, Task
+from sk_meta.tasks import make_blob_tasks
+from sk_meta.tasks.stacking import MetaBatches, TaskDataset, numeric_metadata
+from sk_meta.tasks.validation import Schema
+
+
+def numbered_task(number, n_support, n_query, weight=False, metadata=None):
+    """A regression task; y tells task and row, X and the weights tell y."""
+    y = 100.0 * number + np.arange(n_support + n_query)
+    mask = np.arange(len(y)) < n_support
+    return Task(
+        np.stack([y, -y], axis=1),
+        y,
+        support=mask,
+        sample_weight=1 + y if weight else None,
+        metadata=metadata,
+    )
+
+
+def unscaled(dataset, y):
+    schema = dataset.schema
+    return y.numpy() * schema.target_scale + schema.target_mean
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(1, 3), st.integers(1, 3), st.booleans(), st.sampled_from([0, 1])
+        ),
+        min_size=1,
+        max_size=12,
+    ),
+    st.randoms(use_true_random=False),
+)
+def test_ragged_tasks_are_grouped_and_none_is_lost(kinds, random):
+    tasks = [
+        numbered_task(i, n_support, n_query, weight, [1.0 * i] * m if m else None)
+        for i, (n_support, n_query, weight, m) in enumerate(kinds)
+    ]
+    dataset = TaskDataset(tasks, Schema.from_tasks(tasks, False), 1, 0, "cpu")
+    indices = random.sample(range(len(tasks)), random.randint(1, len(tasks)))
+    batch = dataset.batch(indices)
+    positions = np.concatenate([group.positions for group in batch])
+    assert sorted(positions) == list(range(len(indices))) and len(batch) == len(indices)
+    assert len(list(batch)) == len({kinds[i] for i in indices})
+    for group in batch:
+        for row, position in enumerate(group.positions):
+            task = tasks[indices[position]]
+            for found, of_support in ((group.support, True), (group.query, False)):
+                y = task.y[task.support == of_support]
+                np.testing.assert_array_equal(found.X[row].numpy()[:, 0], y)
+                np.testing.assert_allclose(
+                    unscaled(dataset, found.y[row])[:, 0], y, rtol=1e-4, atol=1e-3
+                )
+                if task.sample_weight is None:
+                    assert found.weight is None
+                else:
+                    np.testing.assert_array_equal(found.weight[row], 1 + y)
+            if task.metadata is None:
+                assert group.support.metadata is None
+            else:
+                np.testing.assert_array_equal(
+                    group.support.metadata[row], task.metadata
+                )
+        assert group.support.n_classes == 0
+
+
+@pytest.fixture
+def blobs():
+    """Ten local-label tasks of three classes without a support set."""
+    made = make_blob_tasks(10, n_classes=3, n_support=2, n_query=3, random_state=0)
+    return [Task(t.X, t.y, labels="local") for t in made]
+
+
+def test_evaluation_batches_are_the_same_each_time(blobs, make_dataset):
+    dataset = make_dataset(blobs, support_size=(1, 3))
+    batches = [dataset.batch(range(10)) for _ in range(2)]
+    batches.append(make_dataset(blobs, support_size=(1, 3)).batch(range(10)))
+    for groups in zip(*batches, strict=True):
+        for other in groups[1:]:
+            assert torch.equal(other.support.X, groups[0].support.X)
+            assert torch.equal(other.support.y, groups[0].support.y)
+            assert torch.equal(other.query.X, groups[0].query.X)
+            assert np.array_equal(other.positions, groups[0].positions)
+
+
+def drawn(dataset, index):
+    return dataset.draw(index, None, None)[1].tolist()
+
+
+def test_evaluation_draws_ignore_position_neighbours_and_features(blobs, make_dataset):
+    """Also from one list to another; but for the seed they stay as they are."""
+    relabelled = [
+        Task(t.X, np.random.default_rng(i).permutation(t.y), labels="local")
+        for i, t in enumerate(blobs)
+    ]
+    dataset = make_dataset(relabelled, support_size=0.5)
+    reverse = make_dataset(
+        [t.replace_X(3 * t.X) for t in relabelled[::-1]], support_size=0.5
+    )
+    for index in range(10):
+        assert drawn(dataset, index) == drawn(reverse, 9 - index)
+    assert len({tuple(drawn(dataset, index)) for index in range(10)}) > 5
+    other = make_dataset(relabelled, support_size=0.5, seed=1)
+    assert [drawn(other, i) for i in range(10)] != [
+        drawn(dataset, i) for i in range(10)
+    ]
+
+
+def test_training_draws_differ_from_visit_to_visit(blobs, make_dataset):
+    dataset, rng = make_dataset(blobs, support_size=2), np.random.default_rng(0)
+    (first,), (second,) = (dataset.batch([0], rng) for _ in range(2))
+    assert not torch.equal(first.support.X, second.support.X)
+    sizes = {
+        group.support.X.shape[1]
+        for _ in range(20)
+        for group in make_dataset(blobs, support_size=(1, 3)).batch([0, 1], rng)
+    }
+    assert sizes == {3, 6, 9}
+
+
+def test_support_and_query_share_the_rows_out(blobs, make_dataset):
+    dataset, rng = make_dataset(blobs, support_size=2), np.random.default_rng(0)
+    for generator in (None, rng):
+        (group,) = dataset.batch(range(10), generator)
+        for row, task in enumerate(blobs):
+            found = torch.cat([group.support.X[row], group.query.X[row]]).numpy()
+            expected = task.X.astype(np.float32)
+            np.testing.assert_array_equal(
+                found[np.lexsort(found.T)], expected[np.lexsort(expected.T)]
+            )
+        assert (torch.stack([group.support.y == k for k in range(3)]).sum(2) == 2).all()
+
+
+def test_local_labels_are_put_on_outputs_at_random_in_training_alone(
+    blobs, make_dataset
+):
+    dataset, rng = make_dataset(blobs), np.random.default_rng(0)
+    (evaluated,) = dataset.batch([0])
+    codes = dict(zip(map(tuple, dataset.X.tolist()), blobs[0].y, strict=False))
+    own = [codes[tuple(row)] for row in evaluated.support.X[0].tolist()]
+    assert evaluated.support.y[0].tolist() == own
+    seen = set()
+    for _ in range(60):
+        (group,) = dataset.batch([0], rng)
+        y = torch.cat([group.support.y[0], group.query.y[0]]).tolist()
+        X = torch.cat([group.support.X[0], group.query.X[0]]).tolist()
+        mapping = {(codes[tuple(row)], label) for row, label in zip(X, y, strict=True)}
+        assert len(mapping) == 3  # support and query rows alike, one to one
+        seen.add(tuple(label for _, label in sorted(mapping)))
+    assert len(seen) == 6
+
+
+def test_shared_labels_keep_their_outputs(make_dataset):
+    tasks = [
+        Task(np.ones((8, 2)), list("bbbbcccc")),
+        Task(np.ones((8, 2)), list("aacc") * 2),
+    ]
+    dataset, rng = make_dataset(tasks), np.random.default_rng(0)
+    for _ in range(5):
+        for index, codes in ((0, {1, 2}), (1, {0, 2})):
+            (group,) = dataset.batch([index], rng)
+            assert set(group.support.y[0].tolist()) == codes
+            assert group.support.n_classes == 3
+
+
+def test_one_table_on_the_device_and_no_copies(make_dataset):
+    X = np.random.default_rng(0).normal(size=(24, 3)).astype(np.float32)
+    sampler = EpisodeSampler(X, np.arange(24) % 4, 2, 1, 2, n_episodes=10**6)
+    dataset = make_dataset(sampler)
+    assert np.shares_memory(dataset.X.numpy(), X)
+    (group,) = dataset.batch([5, 999_999])
+    np.testing.assert_array_equal(group.support.X[1], sampler[999_999].X_support)
+    np.testing.assert_array_equal(group.query.X[0], sampler[5].X_query)
+    shared = [Task(X, np.arange(24) % 2, support=[i, i + 1]) for i in range(5)]
+    assert len(make_dataset(shared).X) == 24
+
+
+def test_read_only_features_are_copied_without_a_warning(make_dataset):
+    """As joblib hands them to its workers."""
+    X = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
+    X.flags.writeable = False
+    dataset = make_dataset([Task(X, np.arange(8) % 2)])
+    assert not np.shares_memory(dataset.X.numpy(), X)
+
+
+def test_rows_without_labels_are_neither_support_nor_scored(make_dataset):
+    labeled = np.arange(12) % 3 != 0
+    task = Task(np.arange(12.0)[:, None], np.arange(12) % 2, labeled=labeled)
+    for scored in (True, False):
+        dataset = make_dataset([task], scored=scored)
+        _, support, query = dataset.draw(0, None, None)
+        assert labeled[support].all()
+        assert labeled[query].all() == scored
+        assert len(support) + len(query) == (8 if scored else 12)
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        ({"support": []}, "empty support set"),
+        ({"support": np.arange(6)}, "no query rows: all 6 are in the support set"),
+        ({"support": [0, 1], "labeled": np.arange(6) < 2}, "no labelled query row"),
+        (
+            {"support": [0, 1, 5], "labeled": np.arange(6) < 4},
+            "rows without a known label in its support set",
+        ),
+        (
+            {"support": [0, 2], "labels": "local"},
+            "local labels, and its query set the class .*1.*, of which the support set",
+        ),
+    ],
+)
+def test_errors_name_the_task(task, message, make_dataset):
+    good = Task(np.ones((6, 2)), [0, 1] * 3, labels=task.get("labels", "shared"))
+    bad = Task(np.ones((6, 2)), [0, 1] * 3, name="ann", **task)
+    with pytest.raises(ValueError, match=message) as error:
+        make_dataset([good, bad])
+    assert str(error.value).startswith("Task 1 ('ann')")
+
+
+def test_support_sizes_that_leave_no_query_rows(make_dataset):
+    tasks = [Task(np.ones((n, 2)), np.arange(n), name=f"n={n}") for n in (9, 4)]
+    make_dataset(tasks, False, support_size=3).check_draws()
+    for size in (4, (1, 4)):
+        with pytest.raises(ValueError, match=r"Task 1 \('n=4'\).* no query rows"):
+            make_dataset(tasks, False, support_size=size).check_draws()
+
+
+@pytest.mark.parametrize(
+    ("metadata", "expected"),
+    [
+        (None, None),
+        ({"age": 3, "sex": 1}, [3, 1]),
+        ([1.5, 2.0], [1.5, 2.0]),
+        (7, [7]),
+        ({"name": "ann"}, None),
+    ],
+)
+def test_numeric_metadata(metadata, expected):
+    found = numeric_metadata(metadata)
+    assert (None if found is None else found.tolist()) == expected
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 4, 20])
+def test_meta_batches_visit_each_task_once(batch_size, blobs, make_dataset):
+    dataset = make_dataset(blobs)
+    chosen = [7, 2, 5, 9]
+    for data, wanted in ((dataset, list(range(10))), (Subset(dataset, chosen), chosen)):
+        for rng in (None, np.random.default_rng(0)):
+            batches = MetaBatches(data, batch_size, rng)
+            visited = []
+            for batch in batches:
+                assert len(batch) <= batch_size
+                for group in batch:
+                    both = torch.cat([group.support.X, group.query.X], dim=1)
+                    lowest = both.flatten(1).min(1).values.tolist()
+                    visited += [least_of(blobs).index(value) for value in lowest]
+            assert sorted(visited) == sorted(wanted)
+            assert len(batches) == len(list(batches)) == -(-len(wanted) // batch_size)
+            assert rng is not None or visited == wanted
+
+
+def least_of(tasks):
+    return [float(task.X.astype(np.float32).min()) for task in tasks]
