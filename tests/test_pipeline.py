@@ -39,7 +39,13 @@ def small_net(**options):
 def tasks():
     """Classification tasks with features of very different scales."""
     blobs = make_blob_tasks(
-        8, n_classes=3, n_support=(3, 5), n_features=4, labels="shared", random_state=0
+        8,
+        n_classes=3,
+        n_support=(3, 5),
+        n_features=4,
+        labels="shared",
+        separation=8.0,
+        random_state=0,
     )
     return [t.replace_X(t.X * [1, 10, 100, 1000] + 7) for t in blobs]
 
@@ -157,9 +163,11 @@ def test_column_transformer_on_frames(frames):
 
 def test_a_supervised_transformer_sees_y_where_labels_are_shared(tasks):
     rng = np.random.default_rng(0)
-    noisy = [
-        t.replace_X(np.column_stack([rng.normal(size=(len(t), 6)), t.y])) for t in tasks
-    ]
+    noisy = []
+    for task in tasks:
+        X = rng.normal(size=(len(task), 7))
+        X[:, 6] += task.y
+        noisy.append(task.replace_X(X))
     pipe = make_pipe(SelectKBest(k=1)).fit(noisy)
     assert pipe[0].transformer_.get_support().tolist() == [False] * 6 + [True]
 
@@ -235,7 +243,7 @@ def test_scope_and_transformer_act_and_survive_clone(tasks):
         assert not any(np.array_equal(one, other) for other in found[:i])
 
 
-def test_regression(rng):
+def test_regression():
     lines = make_linear_tasks(8, n_features=4, n_support=(6, 9), random_state=0)
     scaled = [t.replace_X(t.X * 1000 + 500) for t in lines]
     meta = ALPaCARegressor(small_net(), random_state=0)

@@ -23,6 +23,7 @@ from sklearn.base import is_classifier
 from sklearn.frozen import FrozenEstimator
 
 from sk_meta.few_shot import FewShotClassifier, FewShotRegressor
+from sk_meta.onnx.splice import splice
 
 _CLASSIFIER_OPTIONS = {
     "zipmap": [True, False, "columns"],
@@ -97,7 +98,7 @@ def _classifier_shapes(operator):
 
 
 def _label_kind(classes, zipmap):
-    if classes.dtype.kind in "USO":
+    if isinstance(classes[0], str):
         return StringTensorType
     if classes.dtype.kind == "b" and not zipmap:  # skl2onnx's zipmap makes them int64
         return BooleanTensorType
@@ -155,7 +156,7 @@ def _outputs_of(scope, operator, container, return_std):
 
     module = as_module(few_shot, return_std)
     rows = _rows(scope, operator, container, TensorProto.FLOAT, module.row_shape)
-    return _splice(
+    return splice(
         scope, container, torch_graph(module, container.target_opset_onnx), [rows]
     )
 
@@ -214,91 +215,3 @@ def _cast(scope, container, name, variable):
     """Give a variable the value of a tensor, in the variable's type."""
     to = guess_proto_type(variable.type)
     _add(scope, container, "Cast", [name], output=variable.full_name, to=to)
-
-
-def _splice(scope, container, model, inputs):
-    """Put a model's nodes into the container, renamed; names of its outputs.
-
-    Unlike skl2onnx's own way, this keeps absent optional inputs, and subgraphs that use
-    names from outside.
-    """
-    graph = model.graph
-    renamed = {"": ""}
-    renamed.update(zip([v.name for v in graph.input], inputs, strict=True))
-    for tensor in graph.initializer:
-        copy = TensorProto()
-        copy.CopyFrom(tensor)
-        copy.name = _rename(tensor.name, renamed, scope)
-        container.initializers.append(copy)
-    for node in graph.node:
-        container.nodes.append(_renamed_node(node, renamed, scope))
-    for used in model.opset_import:
-        container.node_domain_version_pair_sets.add((used.domain, used.version))
-    _sort_by_all_inputs(container)
-    return [renamed[variable.name] for variable in graph.output]
-
-
-def _rename(name, renamed, scope):
-    if name not in renamed:
-        renamed[name] = scope.get_unique_variable_name(name)
-    return renamed[name]
-
-
-def _renamed_node(node, renamed, scope):
-    copy = onnx.NodeProto()
-    copy.CopyFrom(node)
-    copy.ClearField("metadata_props")
-    copy.ClearField("doc_string")
-    copy.name = scope.get_unique_operator_name(node.name or node.op_type)
-    copy.input[:] = [_rename(name, renamed, scope) for name in node.input]
-    # skl2onnx takes two absent outputs for one; a name that nobody uses is as good.
-    copy.output[:] = [
-        _rename(name, renamed, scope) if name else scope.get_unique_variable_name("no")
-        for name in node.output
-    ]
-    for graph in _subgraphs(copy):
-        nodes = [_renamed_node(inner, renamed, scope) for inner in graph.node]
-        del graph.node[:]
-        graph.node.extend(nodes)
-        for value in (*graph.input, *graph.output, *graph.initializer):
-            value.name = _rename(value.name, renamed, scope)
-        graph.ClearField("value_info")
-    return copy
-
-
-def _subgraphs(node):
-    for attribute in node.attribute:
-        if attribute.HasField("g"):
-            yield attribute.g
-        yield from attribute.graphs
-
-
-def _sort_by_all_inputs(container):
-    """Let the container sort nodes by what subgraphs use, and not by absent inputs."""
-    if "ensure_topological_order" in vars(container):
-        return
-    sort = container.ensure_topological_order
-
-    def ensure_topological_order():
-        nodes = list(container.nodes)
-        inputs = [list(node.input) for node in nodes]
-        produced = {name for node in nodes for name in node.output}
-        for node in nodes:
-            node.input[:] = [name for name in node.input if name] + sorted(
-                _used_inside(node) & produced
-            )
-        sort()
-        for node, names in zip(nodes, inputs, strict=True):
-            node.input[:] = names
-
-    container.ensure_topological_order = ensure_topological_order
-
-
-def _used_inside(node):
-    """Names that the subgraphs of a node use."""
-    return {
-        name
-        for graph in _subgraphs(node)
-        for inner in graph.node
-        for name in {*inner.input, *_used_inside(inner)}
-    }

@@ -1,0 +1,88 @@
+"""The meta-learners of the forecast example: what a user of sk_meta writes."""
+
+import numpy as np
+from sklearn.compose import ColumnTransformer
+from sklearn.model_selection import GridSearchCV, GroupShuffleSplit
+from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import StandardScaler
+from skorch.callbacks import GradientNormClipping, LRScheduler
+from torch import nn
+
+from sk_meta import (
+    ALPaCARegressor,
+    MAMLRegressor,
+    Task,
+    TaskNet,
+    TaskTransformer,
+    task_scorer,
+)
+
+FEATURES = {
+    "time": ["test_time"],
+    "time, age, sex": ["test_time", "age", "sex"],
+    "all": None,
+}
+
+
+def prefix_tasks(patients, sizes):
+    """Forecasts: of each patient, the first readings in time are the support set."""
+    return [
+        Task(patient.X, patient.y, support=np.arange(size), name=patient.name)
+        for patient in patients
+        for size in sizes
+    ]
+
+
+def scaled(columns):
+    """Standardised columns of a DataFrame, None for all."""
+    if columns is None:
+        return StandardScaler()
+    return ColumnTransformer([("scaled", StandardScaler(), columns)])
+
+
+def network(n_steps, n_tasks, batch_size=30):
+    """A small smooth network, and `n_steps` of Adam with a falling learning rate."""
+    decay = LRScheduler("CosineAnnealingLR", T_max=n_steps, step_every="batch")
+    return TaskNet(
+        module__hidden=(32, 32),
+        module__activation=nn.Tanh,
+        lr=1e-2,
+        batch_size=batch_size,
+        max_epochs=max(1, round(n_steps * batch_size / n_tasks)),
+        callbacks=[("decay", decay), ("clip", GradientNormClipping(10.0))],
+    )
+
+
+def forecaster(meta_learner):
+    """A Pipeline whose columns are a hyperparameter."""
+    steps = [("scale", TaskTransformer(scaled(FEATURES["time"]))), ("meta", meta_learner)]
+    return Pipeline(steps)
+
+
+def choose_features(pipeline, tasks, random_state=0):
+    """Search over the columns, on patients held out from the training ones.
+
+    All the prefixes of a patient are on one side of the split: they are one patient.
+    """
+    search = GridSearchCV(
+        pipeline,
+        {"scale__transformer": [scaled(columns) for columns in FEATURES.values()]},
+        scoring=task_scorer("neg_root_mean_squared_error"),
+        cv=GroupShuffleSplit(1, test_size=0.27, random_state=random_state),
+    )
+    return search.fit(tasks, groups=[task.name for task in tasks])
+
+
+def alpaca(tasks, n_steps=400):
+    """ALPaCA: the claim of the example rests on it."""
+    net = network(n_steps, len(tasks))
+    return choose_features(forecaster(ALPaCARegressor(net, random_state=0)), tasks)
+
+
+def maml(tasks, n_steps=400):
+    """MAML with the same network, for comparison."""
+    net = network(n_steps, len(tasks)).set_params(lr=3e-3)
+    learner = MAMLRegressor(
+        net, inner_lr=0.1, n_inner_steps=3, first_order=True, random_state=0
+    )
+    return choose_features(forecaster(learner), tasks)

@@ -1,0 +1,51 @@
+"""Files of models of images."""
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from sk_meta import EpisodeSampler, MAMLClassifier, PrototypicalClassifier, TaskNet
+from sk_meta.networks import Conv4
+from sk_meta.onnx import to_onnx
+
+
+@pytest.fixture(scope="module")
+def episodes():
+    """Characters of random strokes, upright and 28 pixels wide."""
+    rng = np.random.default_rng(0)
+    prototypes = rng.random((6, 1, 28, 28)) > 0.8
+    flips = rng.random((10, 6, 1, 28, 28)) > 0.98
+    X = (prototypes ^ flips).reshape(-1, 1, 28, 28).astype(np.float32)
+    y = np.tile([f"letter {i}" for i in range(6)], 10)
+    return EpisodeSampler(
+        X, y, n_way=3, n_shot=2, n_query=4, n_episodes=4, random_state=0
+    )
+
+
+@pytest.mark.parametrize("method", [MAMLClassifier, PrototypicalClassifier])
+@pytest.mark.parametrize("flat", [False, True])
+def test_conv4(episodes, method, flat):
+    net = TaskNet(Conv4, module__n_filters=4, max_epochs=1)
+    meta = method(net, random_state=0).fit(episodes)
+    task = episodes[1]
+    shape = (-1, 784) if flat else (-1, 1, 28, 28)
+    X = task.X_query.reshape(shape)
+    model = meta.adapt(task.X_support.reshape(shape), task.y_support)
+    for made in (to_onnx(model), to_onnx(model, X=X)):
+        session = onnxruntime.InferenceSession(made.SerializeToString())
+        for rows in (X, X[:1]):
+            labels, probabilities = session.run(None, {"X": rows})
+            assert labels.tolist() == model.predict(rows).tolist()
+            expected = model.predict_proba(rows)
+            np.testing.assert_allclose(probabilities, expected, atol=1e-3)
+
+
+def test_bytes(episodes):
+    """Images of whole numbers go in as they are."""
+    net = TaskNet(Conv4, module__n_filters=4, max_epochs=1)
+    meta = PrototypicalClassifier(net, random_state=0).fit(episodes)
+    task = episodes[1]
+    X = task.X_query.astype(np.uint8)
+    made = to_onnx(meta.adapt(task.X_support, task.y_support), X=X)
+    session = onnxruntime.InferenceSession(made.SerializeToString())
+    assert session.get_inputs()[0].type == "tensor(uint8)"
