@@ -231,8 +231,7 @@ BASELINES = {
     fine_tuned_network: [
         {"features": features, "steps": steps, "lr": lr}
         for features in ("time", "all")
-        for steps in (30, 100, 300)
-        for lr in (0.003, 0.01)
+        for steps, lr in ((100, 0.003), (300, 0.003), (300, 0.01))
     ],
 }
 

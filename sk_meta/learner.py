@@ -86,16 +86,11 @@ class Learner(nn.Module):
 
     Attributes
     ----------
-    adapts_network : bool
-        Whether each task has network weights of its own. Then convolutions are looped
-        over on a CPU.
     row_loss : callable
         (scores, y) -> loss of each row. Set by the net that trains the learner.
     way : {"vmap", "loop"}
         How many tasks are computed, see `batching`.
     """
-
-    adapts_network = False
 
     def __init__(self, module):
         super().__init__()
@@ -142,8 +137,9 @@ class Learner(nn.Module):
 
     def update_running(self, seen):
         """Take up the statistics that a meta-batch has shown, each (n_tasks, c)."""
-        for layer, (mean, variance) in zip(self.norms, seen, strict=True):
-            layer.update_running(mean.detach(), variance.detach())
+        for layer, uses in zip(self.norms, seen, strict=True):
+            for mean, variance in uses:
+                layer.update_running(mean.detach(), variance.detach())
 
 
 class EmbeddingLearner(Learner):
@@ -152,6 +148,11 @@ class EmbeddingLearner(Learner):
     Batch normalisation uses the statistics of the task's rows in training, support and
     query sets together, and running averages afterwards.
     """
+
+    def __init__(self, module):
+        super().__init__(module)
+        for layer in self.norms:
+            layer.keep_running()
 
     def fit_head(self, Z, support: Support):
         """Head from embedded support rows (n, d); returns the state."""

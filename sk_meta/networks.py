@@ -138,8 +138,8 @@ class BatchNorm(_BatchNorm):
     """
 
     source = "batch"
-    given = None
-    seen = None
+    given = ()
+    seen = ()
 
     def _check_input_dim(self, X):
         """Any rank."""
@@ -154,7 +154,7 @@ class BatchNorm(_BatchNorm):
             X, mean, rstd = torch.native_batch_norm(
                 X, self.weight, self.bias, None, None, True, 0.0, self.eps
             )
-            self.seen = (mean.detach(), rstd.detach() ** -2 - self.eps)
+            self.seen.append((mean.detach(), rstd.detach() ** -2 - self.eps))
             return X
         return self._affine(self._normalize(X, single))
 
@@ -162,11 +162,11 @@ class BatchNorm(_BatchNorm):
         axes = [axis for axis in range(X.ndim) if axis != 1]
         shape = (1, -1) + (1,) * (X.ndim - 2)
         if self.source == "given":
-            mean, variance = self.given
+            mean, variance = self.given.pop(0)  # a layer may be used more than once
             return (X - mean.view(shape)) * torch.rsqrt(variance.view(shape) + self.eps)
         if self.source in ("trace", "record"):
             variance, mean = torch.var_mean(X, axes, correction=0)
-            self.seen = (mean, variance)
+            self.seen.append((mean, variance))
         if single:
             return X - X
         return F.batch_norm(X, None, None, None, None, True, 0.0, self.eps)
@@ -176,6 +176,14 @@ class BatchNorm(_BatchNorm):
             return X
         shape = (1, -1) + (1,) * (X.ndim - 2)
         return X * self.weight.view(shape) + self.bias.view(shape)
+
+    def keep_running(self):
+        """Have running statistics, also where torch's layer was made without."""
+        if self.running_mean is None:
+            like = {"device": None if self.weight is None else self.weight.device}
+            self.register_buffer("running_mean", torch.zeros(self.num_features, **like))
+            self.register_buffer("running_var", torch.ones(self.num_features, **like))
+            self.register_buffer("num_batches_tracked", torch.tensor(0, **like))
 
     @torch.no_grad()
     def update_running(self, mean, variance):
@@ -269,13 +277,13 @@ def batch_norms(module):
 
 @contextmanager
 def _source(norms, source, statistics):
-    for layer, given in zip(norms, statistics or [None] * len(norms), strict=True):
-        layer.source, layer.given, layer.seen = source, given, None
+    for layer, given in zip(norms, statistics or [()] * len(norms), strict=True):
+        layer.source, layer.given, layer.seen = source, list(given), []
     try:
         yield
     finally:
         for layer in norms:
-            layer.source, layer.given, layer.seen = "batch", None, None
+            layer.source, layer.given, layer.seen = "batch", (), ()
 
 
 def call(module, X, *, parameters=None, norms=(), source="batch", statistics=()):
@@ -293,14 +301,14 @@ def call(module, X, *, parameters=None, norms=(), source="batch", statistics=())
         Which statistics batch normalisation uses. "trace" and "record" use the batch's
         and return them too, with and without a gradient; "record" and "running" allow
         gradients of the first order only.
-    statistics : tuple of (mean, variance)
-        For "given", one entry for each layer.
+    statistics : tuple of tuples of (mean, variance)
+        For "given": for each layer, one entry for each time it is used.
 
     Returns
     -------
     output : tensor
-    seen : tuple of (mean, variance)
-        Empty unless `source` is "trace" or "record".
+    seen : tuple of tuples of (mean, variance)
+        Likewise. Empty unless `source` is "trace" or "record".
     """
 
     def forward():
@@ -313,5 +321,5 @@ def call(module, X, *, parameters=None, norms=(), source="batch", statistics=())
     with _source(norms, source, statistics):
         output = forward()
         asked = source in ("trace", "record")
-        seen = tuple(layer.seen for layer in norms) if asked else ()
+        seen = tuple(tuple(layer.seen) for layer in norms) if asked else ()
     return output, seen

@@ -8,6 +8,7 @@ import torch
 from skorch import NeuralNet
 from skorch.callbacks import Callback
 from skorch.dataset import Dataset
+from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.data import DataLoader
 
 from sk_meta.batching import can_pad, each_task, preferred_way
@@ -274,8 +275,8 @@ def task_losses(learner, batch, training=True):
     -------
     losses : tensor of shape (n_tasks,)
         Group by group.
-    seen : tuple of (mean, variance)
-        What normalisation layers saw, each of shape (n_tasks, channels).
+    seen : tuple of tuples of (mean, variance)
+        What normalisation layers saw at each use, each of shape (n_tasks, channels).
     """
     losses, seen = [], []
     for group in batch:
@@ -296,10 +297,11 @@ def task_losses(learner, batch, training=True):
         seen.append(group_seen)
     if not seen[0]:
         return torch.cat(losses), ()
-    joined = tuple(
-        tuple(torch.cat(parts) for parts in zip(*layer, strict=True))
-        for layer in zip(*seen, strict=True)
-    )
+    leaves = [tree_flatten(group_seen) for group_seen in seen]
+    joined = [
+        torch.cat(parts) for parts in zip(*(flat for flat, _ in leaves), strict=True)
+    ]
+    joined = tree_unflatten(joined, leaves[0][1])
     return torch.cat(losses), joined
 
 

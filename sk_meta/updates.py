@@ -3,10 +3,17 @@
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import grad
 
 Parameters = dict[str, Tensor]
+
+
+def trainable(module: nn.Module) -> Parameters:
+    """Parameters that may change; those frozen by the user stay as they are."""
+    return {
+        name: value for name, value in module.named_parameters() if value.requires_grad
+    }
 
 
 def gradient_descent(

@@ -12,7 +12,7 @@ from sk_meta.closed_form.alpaca import ALPaCA, BayesianDiscriminant
 from sk_meta.gradient_based.maml import MAML
 from sk_meta.learner import Gaussian, Query, RowLoss, Support, weighted_mean
 from sk_meta.metric_based.prototypes import Prototypes
-from sk_meta.networks import MLP
+from sk_meta.networks import MLP, exact_normalization
 from sk_meta.tasks import make_blob_tasks, make_linear_tasks
 from sk_meta.training import task_losses
 
@@ -437,3 +437,42 @@ def test_fitted_statistics_stay_as_they_are(Meta):
     assert moved == []
     running = before["module.layers.1.running_mean"]
     assert running.any() == (Meta is PrototypicalClassifier)
+
+
+class TwiceNormalised(nn.Module):
+    """One batch normalisation, used at two places."""
+
+    def __init__(self, n_features, n_outputs):
+        super().__init__()
+        self.first = nn.Linear(n_features, n_features)
+        self.norm = nn.BatchNorm1d(n_features)
+        self.last = nn.Linear(n_features, n_outputs)
+
+    def forward(self, X):
+        return self.last(torch.tanh(self.norm(self.first(self.norm(X)))))
+
+
+def test_a_layer_used_twice_keeps_the_statistics_of_each_use():
+    module = exact_normalization(TwiceNormalised(3, 2))
+    learner = MAML(module, 2, 0.1, 1, 1).eval()
+    X, y = torch.randn(8, 3), torch.arange(8) % 2
+    state = learner.adapt(Support(X, y, n_classes=2))
+    expected, _ = learner.call(X, state.parameters, "batch")
+    torch.testing.assert_close(learner.predict(state, X), expected)
+
+
+def test_frozen_parameters_are_not_adapted():
+    module = nn.Linear(3, 2)
+    module.weight.requires_grad_(False)
+    learner = MAML(module, 2, 0.1, 1, 1).eval()
+    state = learner.adapt(Support(torch.randn(4, 3), torch.arange(4) % 2, n_classes=2))
+    assert list(state.parameters) == ["bias"]
+
+
+def test_embedding_keeps_running_statistics_of_any_batch_norm():
+    module = nn.Sequential(
+        nn.Linear(3, 4), nn.BatchNorm1d(4, track_running_stats=False)
+    )
+    learner = Prototypes(exact_normalization(module)).eval()
+    X = torch.randn(6, 3)
+    torch.testing.assert_close(learner.embed(X)[:1], learner.embed(X[:1]))

@@ -79,7 +79,7 @@ def test_exact_normalization_reaches_nested_layers():
 @pytest.mark.parametrize("source", ["trace", "record"])
 def test_recorded_statistics_are_those_of_the_batch(source):
     layer, X = BatchNorm(3).double(), torch.randn(8, 3, 5).double()
-    _, [(mean, variance)] = call(layer, X, norms=(layer,), source=source)
+    _, [[(mean, variance)]] = call(layer, X, norms=(layer,), source=source)
     torch.testing.assert_close(mean, X.mean((0, 2)))
     torch.testing.assert_close(variance, X.var((0, 2), correction=0))
 
@@ -87,14 +87,14 @@ def test_recorded_statistics_are_those_of_the_batch(source):
 def test_given_statistics_make_rows_independent():
     layer = BatchNorm(3)
     X = torch.randn(8, 3)
-    statistics = ((torch.randn(3), torch.rand(3) + 0.5),)
+    statistics = (((torch.randn(3), torch.rand(3) + 0.5),),)
 
     def given(rows):
         return call(layer, rows, norms=(layer,), source="given", statistics=statistics)
 
     whole = given(X)[0]
     torch.testing.assert_close(torch.cat([given(row)[0] for row in X[:, None]]), whole)
-    expected = (X - statistics[0][0]) / (statistics[0][1] + layer.eps).sqrt()
+    expected = (X - statistics[0][0][0]) / (statistics[0][0][1] + layer.eps).sqrt()
     torch.testing.assert_close(whole, expected)
 
 
@@ -120,7 +120,7 @@ def test_a_call_leaves_no_trace_in_the_layers():
             norms=(layer,),
             source="record",
         )
-    assert (layer.source, layer.given, layer.seen) == ("batch", None, None)
+    assert (layer.source, layer.given, layer.seen) == ("batch", (), ())
     assert layer.num_batches_tracked == 0
 
 

@@ -9,7 +9,7 @@ from sklearn.utils._param_validation import Interval
 
 from sk_meta.base import MetaClassifier, MetaEstimator, MetaRegressor
 from sk_meta.learner import Learner, weighted_mean
-from sk_meta.updates import gradient_descent
+from sk_meta.updates import gradient_descent, trainable
 
 
 class MAMLState(NamedTuple):
@@ -52,8 +52,6 @@ class MAML(Learner):
     Deep Networks, algorithm 2.
     """
 
-    adapts_network = True
-
     def __init__(
         self,
         module,
@@ -85,7 +83,7 @@ class MAML(Learner):
 
         parameters = gradient_descent(
             loss,
-            dict(self.module.named_parameters()),
+            trainable(self.module),
             self.inner_lr,
             self.n_inner_steps if self.training else self.n_adapt_steps,
             self.first_order,

@@ -11,9 +11,9 @@ estimate of the class-weighted loss over all source rows.
 
 Rows are imputed, encoded and scaled by what is learned from the source, then a share
 of the support set's mean is subtracted. That share, the inner learning rate and the
-number of epochs (of 50 outer steps each) are chosen from `GRID`, for each target hospital anew, by leaving
-one of its three *source* hospitals out, with one seed. The protocol and the usual
-choices it is compared with are in heart_baselines.py. Writes
+number of epochs (50 outer steps each) are chosen from `GRID`, for each target hospital
+anew, by leaving one of its three *source* hospitals out, with one seed. The protocol
+and the usual choices it is compared with are in heart_baselines.py. Writes
 docs/results/heart_disease.md.
 """
 

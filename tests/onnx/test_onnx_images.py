@@ -22,30 +22,33 @@ def episodes():
     )
 
 
-@pytest.mark.parametrize("method", [MAMLClassifier, PrototypicalClassifier])
-@pytest.mark.parametrize("flat", [False, True])
-def test_conv4(episodes, method, flat):
+@pytest.mark.parametrize(
+    "method, shape, dtype",
+    [
+        (MAMLClassifier, (-1, 1, 28, 28), np.float32),
+        (PrototypicalClassifier, (-1, 1, 28, 28), np.uint8),
+        (PrototypicalClassifier, (-1, 784), np.float64),
+    ],
+)
+def test_conv4(episodes, method, shape, dtype):
     net = TaskNet(Conv4, module__n_filters=4, max_epochs=1)
     meta = method(net, random_state=0).fit(episodes)
     task = episodes[1]
-    shape = (-1, 784) if flat else (-1, 1, 28, 28)
-    X = task.X_query.reshape(shape)
+    X = task.X_query.reshape(shape).astype(dtype)
     model = meta.adapt(task.X_support.reshape(shape), task.y_support)
-    for made in (to_onnx(model), to_onnx(model, X=X)):
-        session = onnxruntime.InferenceSession(made.SerializeToString())
-        for rows in (X, X[:1]):
-            labels, probabilities = session.run(None, {"X": rows})
-            assert labels.tolist() == model.predict(rows).tolist()
-            expected = model.predict_proba(rows)
-            np.testing.assert_allclose(probabilities, expected, atol=1e-3)
+    session = onnxruntime.InferenceSession(to_onnx(model, X=X).SerializeToString())
+    for rows in (X, X[:1]):
+        labels, probabilities = session.run(None, {"X": rows})
+        assert labels.tolist() == model.predict(rows).tolist()
+        expected = model.predict_proba(rows)
+        np.testing.assert_allclose(probabilities, expected, atol=1e-3)
 
 
-def test_bytes(episodes):
-    """Images of whole numbers go in as they are."""
+@pytest.mark.parametrize("shape", [(-1, 1, 28, 28), (-1, 784)])
+def test_input_without_rows_to_go_by(episodes, shape):
     net = TaskNet(Conv4, module__n_filters=4, max_epochs=1)
     meta = PrototypicalClassifier(net, random_state=0).fit(episodes)
-    task = episodes[1]
-    X = task.X_query.astype(np.uint8)
-    made = to_onnx(meta.adapt(task.X_support, task.y_support), X=X)
-    session = onnxruntime.InferenceSession(made.SerializeToString())
-    assert session.get_inputs()[0].type == "tensor(uint8)"
+    model = meta.adapt(episodes[1].X_support.reshape(shape), episodes[1].y_support)
+    made = to_onnx(model)
+    dimensions = made.graph.input[0].type.tensor_type.shape.dim
+    assert [d.dim_value for d in dimensions][1:] == list(shape[1:])
