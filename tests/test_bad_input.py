@@ -1,7 +1,5 @@
 """Bad input is said clearly before any training, and changes nothing."""
 
-import re
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,7 +11,6 @@ from torch import nn
 from sk_meta import (
     ALPaCAClassifier,
     ALPaCARegressor,
-    EpisodeSampler,
     FewShotClassifier,
     MAMLClassifier,
     MAMLRegressor,
@@ -493,14 +490,3 @@ def test_a_task_without_labelled_query_rows_has_no_score():
         meta.score([unknown])
     with pytest.raises(ValueError, match="Task 1 has no labelled query row"):
         meta.fit([task, unknown])
-
-
-def test_samplers_say_what_they_need():
-    X, y = np.zeros((12, 2)), np.arange(12) // 3
-    for options, said in (
-        ({"n_way": 5, "n_query": 1}, "n_way is 5, but X has 4 classes"),
-        ({"n_way": 2, "n_query": 9}, "have fewer than n_shot"),
-        ({"n_way": 0, "n_query": 1}, "n_way must be 1 or more"),
-    ):
-        with pytest.raises(ValueError, match=re.escape(said)):
-            EpisodeSampler(X, y, **options)

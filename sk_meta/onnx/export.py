@@ -84,7 +84,7 @@ def to_onnx(
     model = getattr(model, "best_estimator_", model)
     few_shot = _few_shot_of(model)
     _check_options(few_shot, target_opset, zipmap, return_std)
-    X = _example_rows(model, few_shot) if X is None else _as_rows(X)
+    X = example_rows(model, few_shot) if X is None else _as_rows(X)
     given = {"zipmap": zipmap}
     if not is_classifier(few_shot):
         given = {"return_std": return_std}
@@ -154,7 +154,7 @@ def _as_rows(X):
     return X
 
 
-def _example_rows(model, few_shot):
+def example_rows(model, few_shot):
     """Random rows of the right shape."""
     if model is not few_shot and hasattr(model, "feature_names_in_"):
         raise ValueError(

@@ -7,6 +7,7 @@ import pytest
 from sk_meta import EpisodeSampler, MAMLClassifier, PrototypicalClassifier, TaskNet
 from sk_meta.networks import Conv4
 from sk_meta.onnx import to_onnx
+from sk_meta.onnx.export import example_rows
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +50,6 @@ def test_input_without_rows_to_go_by(episodes, shape):
     net = TaskNet(Conv4, module__n_filters=4, max_epochs=1)
     meta = PrototypicalClassifier(net, random_state=0).fit(episodes)
     model = meta.adapt(episodes[1].X_support.reshape(shape), episodes[1].y_support)
-    made = to_onnx(model)
-    dimensions = made.graph.input[0].type.tensor_type.shape.dim
-    assert [d.dim_value for d in dimensions][1:] == list(shape[1:])
+    rows = example_rows(model, model)
+    assert rows.shape[1:] == shape[1:] and rows.dtype == np.float32
+    assert np.isfinite(model.predict_proba(rows)).all()
