@@ -2,7 +2,7 @@
 
 import numpy as np
 from sklearn.compose import ColumnTransformer
-from sklearn.model_selection import GridSearchCV, GroupShuffleSplit
+from sklearn.model_selection import GridSearchCV, GroupKFold
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 from skorch.callbacks import GradientNormClipping, LRScheduler
@@ -55,34 +55,39 @@ def network(n_steps, n_tasks, batch_size=30):
 
 def forecaster(meta_learner):
     """A Pipeline whose columns are a hyperparameter."""
-    steps = [("scale", TaskTransformer(scaled(FEATURES["time"]))), ("meta", meta_learner)]
+    steps = [
+        ("scale", TaskTransformer(scaled(FEATURES["time"]))),
+        ("meta", meta_learner),
+    ]
     return Pipeline(steps)
 
 
-def choose_features(pipeline, tasks, random_state=0):
+def choose_features(pipeline, tasks, n_jobs=None):
     """Search over the columns, on patients held out from the training ones.
 
-    All the prefixes of a patient are on one side of the split: they are one patient.
+    All the prefixes of a patient are on one side of a split: they are one patient.
     """
     search = GridSearchCV(
         pipeline,
         {"scale__transformer": [scaled(columns) for columns in FEATURES.values()]},
         scoring=task_scorer("neg_root_mean_squared_error"),
-        cv=GroupShuffleSplit(1, test_size=0.27, random_state=random_state),
+        cv=GroupKFold(3, shuffle=True, random_state=0),
+        n_jobs=n_jobs,
     )
     return search.fit(tasks, groups=[task.name for task in tasks])
 
 
-def alpaca(tasks, n_steps=400):
+def alpaca(tasks, n_steps=400, n_jobs=None):
     """ALPaCA: the claim of the example rests on it."""
     net = network(n_steps, len(tasks))
-    return choose_features(forecaster(ALPaCARegressor(net, random_state=0)), tasks)
+    meta_learner = ALPaCARegressor(net, random_state=0)
+    return choose_features(forecaster(meta_learner), tasks, n_jobs)
 
 
-def maml(tasks, n_steps=400):
+def maml(tasks, n_steps=400, n_jobs=None):
     """MAML with the same network, for comparison."""
     net = network(n_steps, len(tasks)).set_params(lr=3e-3)
-    learner = MAMLRegressor(
+    meta_learner = MAMLRegressor(
         net, inner_lr=0.1, n_inner_steps=3, first_order=True, random_state=0
     )
-    return choose_features(forecaster(learner), tasks)
+    return choose_features(forecaster(meta_learner), tasks, n_jobs)

@@ -33,8 +33,8 @@ def check_onnx(onnx_model, model, X, *, tolerance, return_std=False, zipmap=Fals
     X : array of shape (n_rows, ...) or DataFrame
         At most 64 rows of it are used.
     tolerance : float
-        Largest difference: of probabilities, or of targets relative to the largest
-        prediction of the same target. Ten times what a change of the last bit of X
+        Largest difference: of probabilities, or of targets relative to the range of
+        the predictions of the same target. Ten times what a change of the last bit of X
         does to the model is accepted as well.
     return_std : bool, default=False
         Whether the file holds standard deviations.
@@ -51,8 +51,7 @@ def check_onnx(onnx_model, model, X, *, tolerance, return_std=False, zipmap=Fals
     X = _take(X, chosen)
     classify = is_classifier(model)
     expected = _outputs(model, X, return_std)
-    scale = np.ones(1) if classify else np.abs(expected[0]).max(axis=0)
-    scale = np.where(scale > 0, scale, 1)
+    scale = np.ones(1) if classify else _size(expected[0])
     nudged = _outputs(model, _nudge(X), return_std)
     noise = max(_difference(a, b, scale) for a, b in zip(expected, nudged, strict=True))
     allowed = max(tolerance, 10 * noise)
@@ -103,6 +102,13 @@ def _outputs(model, X, return_std):
     if is_classifier(model):
         return [model.predict_proba(X)]
     return list(model.predict(X, return_std=True)) if return_std else [model.predict(X)]
+
+
+def _size(targets):
+    """What differences of targets are measured by, per target."""
+    # A part of the level too, below which a float32 output is not exact.
+    size = np.ptp(targets, axis=0) + 0.1 * np.abs(targets).max(axis=0)
+    return np.where(size > 0, size, 1)
 
 
 def _nudge(X):

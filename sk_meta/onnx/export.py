@@ -45,10 +45,11 @@ def to_onnx(
         Whether a regressor puts out standard deviations too.
     tolerance : float, default=None
         Largest difference between file and model that is accepted: of a probability,
-        or of a target relative to the largest prediction of the same target. None
-        means 1e-5, and 1e-3 where the network has convolutions, whose sums torch and
-        onnxruntime add up in another order. Labels must be the same, unless the two
-        largest probabilities differ by less than twice this.
+        or of a target relative to the range of its predictions. None means 1e-5, and
+        1e-3 where the network has convolutions, whose sums torch and onnxruntime add up
+        in another order. Ten times what a change of the last bit of X does to the model
+        is accepted as well. Labels must be the same, unless the two largest
+        probabilities differ by less than twice this.
 
     Returns
     -------

@@ -232,6 +232,22 @@ def test_a_fixed_number_of_rows_is_found(monkeypatch):
         to_onnx(classifier(), X=table())
 
 
+def shift_level(graph):
+    for tensor in graph.initializer:
+        values = onnx.numpy_helper.to_array(tensor)
+        if values.dtype == np.float64 and values.shape == (1,):
+            values = values + 0.01
+            tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+
+
+def test_a_small_error_beside_a_high_level(monkeypatch):
+    model = FewShotRegressor().fit(table(), 100 + table()[:, 0])
+    assert to_onnx(model)
+    tamper(monkeypatch, shift_level)
+    with pytest.raises(ValueError, match="ONNX file deviates"):
+        to_onnx(model)
+
+
 def test_tolerance(monkeypatch):
     tamper(monkeypatch, shift_bias)
     assert to_onnx(classifier(), X=table(), tolerance=0.1)
