@@ -16,12 +16,21 @@ from sk_meta import (
     TaskTransformer,
     task_scorer,
 )
+from sk_meta.datasets import load_parkinsons
 
 FEATURES = {
     "time": ["test_time"],
     "time, age, sex": ["test_time", "age", "sex"],
     "all": None,
 }
+
+
+def load_patients():
+    """One task per patient, readings sorted by time, which is the first column."""
+    patients = load_parkinsons(as_tasks=True, as_frame=True)
+    columns = patients[0].X.columns
+    columns = ["test_time", *(name for name in columns if name != "test_time")]
+    return [patient.replace_X(patient.X[columns]) for patient in patients]
 
 
 def prefix_tasks(patients, sizes):

@@ -9,8 +9,8 @@ readings: what will the score be in the months after?
 
 A meta-learner learns from the thirty how scores move, and adapts to a new patient from
 the few readings. It is compared with what a good statistician would do, in
-``forecast_baselines.py``, each method with settings chosen on patients held out from the
-thirty; the meta-learners are in ``forecast_learners.py``.
+``forecast_baselines.py``, each method with settings chosen on patients held out from
+the thirty; the meta-learners are in ``forecast_learners.py``.
 
 The published score is interpolated in time between three visits to a clinic. A reading
 at a random time is therefore easy for anyone who interpolates between its neighbours;
@@ -27,16 +27,15 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 from forecast_baselines import BASELINES, choose
-from forecast_learners import alpaca, maml, prefix_tasks
+from forecast_learners import alpaca, load_patients, maml, prefix_tasks
 from joblib import Parallel, delayed
 from sklearn.model_selection import ShuffleSplit
 
 from sk_meta import adapt, evaluate
-from sk_meta.datasets import load_parkinsons
 from sk_meta.onnx import to_onnx
 
 SIZES = (5, 10, 20)
-patients = load_parkinsons(as_tasks=True, as_frame=True)
+patients = load_patients()
 split = ShuffleSplit(1, test_size=12, random_state=0)
 old_index, new_index = next(split.split(patients))
 old, new = ([patients[i] for i in index] for index in (old_index, new_index))
