@@ -2,11 +2,11 @@
 
     python tests/benchmarks/forecast.py [--protocol first|random] [--jobs 2]
 
-Thirty patients to learn from, twelve new ones, five times. "first": the first 5, 10 or 20
-readings in time are the support set, the rest of the six months the query set; "random":
-as many readings at random times. Every setting is chosen on patients held out from the
-thirty (examples/forecast_baselines.py, examples/forecast_learners.py); the claim rests on
-ALPaCA. Writes docs/results/forecast_<protocol>.md.
+Thirty patients to learn from, twelve new ones, five times. "first": the first 5, 10 or
+20 readings in time are the support set, the rest of the six months the query set;
+"random": as many readings at random times. Every setting is chosen on patients held out
+from the thirty (examples/forecast_baselines.py, examples/forecast_learners.py); the
+claim rests on ALPaCA. Writes docs/results/forecast_<protocol>.md.
 """
 
 import argparse
@@ -121,7 +121,7 @@ def report(results, protocol):
         "first readings in time" if protocol == "first" else "readings at random times"
     )
     lines = [
-        f"# Parkinson's: the {what}",
+        f"# Parkinson's: the {kinds[protocol]}",
         "",
         f"`python tests/benchmarks/forecast.py --protocol {protocol}`",
         "",

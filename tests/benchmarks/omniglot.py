@@ -41,6 +41,13 @@ def with_rotations(data, target):
     return np.concatenate(turned), np.concatenate(labels)
 
 
+def with_shifts(X, y):
+    """Every drawing, and four copies moved by one pixel along the diagonals."""
+    moves = [(0, 0), (1, 1), (1, -1), (-1, 1), (-1, -1)]
+    moved = [np.roll(X, move, axis=(2, 3)) for move in moves]
+    return np.concatenate(moved), np.tile(y, len(moves))
+
+
 def decaying(iterations):
     """The learning rate falls to 0 along a cosine."""
     return [
@@ -60,6 +67,7 @@ def prototypes(X, y, iterations):
 def maml(X, y, iterations):
     """A multilayer perceptron with layer normalisation (Finn et al., 2017)."""
     batch_size = 16
+    X, y = with_shifts(X, y)
     episodes = EpisodeSampler(
         X, y, n_way=5, n_shot=1, n_query=5, n_episodes=iterations * batch_size
     )
