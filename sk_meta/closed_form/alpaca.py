@@ -56,11 +56,11 @@ class ALPaCA(EmbeddingLearner):
         self.prior_mean = nn.Parameter(torch.zeros(size, n_targets))
         self.prior_log_scale = nn.Parameter(scale)
         self.prior_correlation = nn.Parameter(torch.zeros(size, size))
-        self.log_noise = nn.Parameter(torch.full((n_targets,), math.log(0.01)))
+        self.log_noise_std = nn.Parameter(torch.full((n_targets,), math.log(0.1)))
 
     def noise(self):
         """Variance of the noise of each target."""
-        return self.log_noise.exp() + self.least_noise
+        return (2 * self.log_noise_std).exp() + self.least_noise
 
     def features(self, X, Z):
         """Row, network output and 1, side by side: (n, p)."""

@@ -117,16 +117,14 @@ def paired(results, ours, other, size):
 def report(results, protocol):
     """The page of results, in Markdown."""
     scores = table(results)
-    what = (
-        "first readings in time" if protocol == "first" else "readings at random times"
-    )
+    kinds = {"first": "first readings in time", "random": "readings at random times"}
     lines = [
         f"# Parkinson's: the {kinds[protocol]}",
         "",
         f"`python tests/benchmarks/forecast.py --protocol {protocol}`",
         "",
-        "Root mean squared error of the query rows, points of total UPDRS; mean of five "
-        "splits, 12 new patients each. The published target is interpolated in time "
+        "Root mean squared error of the query rows, points of total UPDRS; mean of "
+        "five splits, 12 new patients each. The published target is interpolated "
         "between three clinic visits: random readings are easy for whoever "
         "interpolates, a forecast is not.",
         "",
