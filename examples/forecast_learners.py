@@ -30,7 +30,7 @@ def load_patients():
     patients = load_parkinsons(as_tasks=True, as_frame=True)
     columns = patients[0].X.columns
     columns = ["test_time", *(name for name in columns if name != "test_time")]
-    return [patient.replace_X(patient.X[columns]) for patient in patients]
+    return [p.replace_X(p.X[columns].astype("float32")) for p in patients]
 
 
 def prefix_tasks(patients, sizes):

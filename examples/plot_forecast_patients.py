@@ -139,11 +139,11 @@ to_onnx(forecast, "forecast.onnx", X=patient.X, return_std=True)
 import onnxruntime  # noqa: E402
 
 session = onnxruntime.InferenceSession("forecast.onnx")
-rows = {
-    name: patient.X[[name]].to_numpy(dtype=np.float32) for name in patient.X.columns
+inputs = {
+    one.name: patient.X[[column]].to_numpy()
+    for one, column in zip(session.get_inputs(), patient.X.columns, strict=True)
 }
-wanted = {one.name for one in session.get_inputs()}
-in_file = session.run(None, {name: rows[name] for name in wanted})
+in_file = session.run(None, inputs)
 deviation = np.abs(in_file[0].ravel() - forecast.predict(patient.X)).max()
 size = Path("forecast.onnx").stat().st_size / 1024
 print(f"forecast.onnx: {size:.0f} KB, at most {deviation:.1g} points from the model")
