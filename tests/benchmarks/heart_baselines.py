@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.stats import t as student
-from sklearn.base import ClassifierMixin
+from sklearn.base import BaseEstimator, ClassifierMixin, TransformerMixin
 from sklearn.compose import ColumnTransformer
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.impute import SimpleImputer
@@ -69,6 +69,22 @@ def zero_is_missing(X: np.ndarray) -> np.ndarray:
     return X
 
 
+class KeepMeasured(TransformerMixin, BaseEstimator):
+    """Drop columns that hardly any row of `fit` has: their scale would be a guess."""
+
+    def __init__(self, least_share=0.1):
+        self.least_share = least_share
+
+    def fit(self, X, y=None):
+        """Find the columns."""
+        self.kept_ = np.isfinite(X).mean(axis=0) >= self.least_share
+        return self
+
+    def transform(self, X):
+        """Keep them."""
+        return X[:, self.kept_]
+
+
 def preprocessing(add_indicator: bool = False) -> Pipeline:
     """Return the steps that impute, encode and scale.
 
@@ -79,7 +95,7 @@ def preprocessing(add_indicator: bool = False) -> Pipeline:
     impute = SimpleImputer(
         strategy="median", add_indicator=add_indicator, keep_empty_features=True
     )
-    numbers = make_pipeline(impute, StandardScaler())
+    numbers = make_pipeline(KeepMeasured(), impute, StandardScaler())
     encode = OneHotEncoder(categories=LEVELS, handle_unknown="ignore")
     columns = [("numbers", numbers, NUMERIC), ("categories", encode, CATEGORICAL)]
     transform = ColumnTransformer(columns, sparse_threshold=0)
