@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 from joblib import Parallel, delayed
+from pages import write_page
 from sklearn.model_selection import ShuffleSplit
 
 from sk_meta.metrics import mean_interval
@@ -115,7 +116,7 @@ def paired(results, ours, other, size):
 
 
 def report(results, protocol):
-    """The page of results, in Markdown."""
+    """The lines of the page of results, in Markdown."""
     scores = table(results)
     kinds = {"first": "first readings in time", "random": "readings at random times"}
     lines = [
@@ -156,7 +157,7 @@ def report(results, protocol):
             f"{mean:+.2f} ± {half:.2f} | {sum(g < 0 for g in gains)} of {len(gains)} | "
             f"{100 * coverage:.0f} % |"
         )
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def main():
@@ -169,11 +170,7 @@ def main():
     jobs = [(name, options.protocol, split) for name in names for split in range(5)]
     jobs.sort(key=lambda job: names.index(job[0]))
     results = Parallel(n_jobs=options.jobs, verbose=1)(delayed(one)(*j) for j in jobs)
-    page = report(results, options.protocol)
-    print(page)
-    folder = ROOT / "docs" / "results"
-    folder.mkdir(exist_ok=True)
-    (folder / f"forecast_{options.protocol}.md").write_text(page)
+    write_page(f"forecast_{options.protocol}", report(results, options.protocol))
 
 
 if __name__ == "__main__":

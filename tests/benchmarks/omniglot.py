@@ -12,11 +12,11 @@ Writes docs/results/omniglot_<method>.md.
 """
 
 import argparse
-from pathlib import Path
 from time import perf_counter
 
 import numpy as np
 import torch
+from pages import write_page
 from skorch.callbacks import LRScheduler
 
 from sk_meta import (
@@ -30,8 +30,6 @@ from sk_meta import (
 from sk_meta.datasets import load_omniglot
 from sk_meta.metrics import mean_interval
 from sk_meta.networks import MLP
-
-RESULTS = Path(__file__).parents[2] / "docs" / "results"
 
 
 def with_rotations(data, target):
@@ -130,9 +128,7 @@ def main():
     for name, sampler in protocols.items():
         mean, half = mean_interval(100 * evaluate(meta, sampler).scores)
         lines.append(f"| {name} | {mean:.2f} ± {half:.2f} |")
-        print(lines[-1], flush=True)
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"omniglot_{options.method}.md").write_text("\n".join(lines) + "\n")
+    write_page(f"omniglot_{options.method}", lines)
 
 
 METHODS = {"prototypes": (prototypes, 8000), "maml": (maml, 6000)}
