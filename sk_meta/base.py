@@ -2,7 +2,7 @@
 
 from copy import deepcopy
 from numbers import Integral
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -13,10 +13,12 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval
 from sklearn.utils.validation import check_is_fitted
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_map
 
 from sk_meta.batching import can_pad, each_task
 from sk_meta.few_shot import FewShotClassifier, FewShotRegressor, probabilities
 from sk_meta.learner import Gaussian, Support
+from sk_meta.predictions import TaskPrediction, scored_rows
 from sk_meta.tasks.sampling import EpisodeSampler
 from sk_meta.tasks.stacking import TaskDataset, numeric_metadata
 from sk_meta.tasks.support import check_support_size
@@ -24,30 +26,6 @@ from sk_meta.tasks.validation import Schema, call_task, check_tasks, row_weights
 from sk_meta.training import Progress, TaskNet
 
 _CHUNK = 32  # tasks that are adapted and predicted at once
-
-
-class TaskPrediction(NamedTuple):
-    """What a meta-learner says of the query rows of one task.
-
-    Attributes
-    ----------
-    task : Task
-    support, query : int arrays
-        Positions of the rows.
-    classes : array or None
-        What the columns of `values` stand for, in classification.
-    values : array
-        Probabilities (n_query, n_classes), or means of the shape of y.
-    std : array or None
-        Of the shape of `values`, for regressors that give it.
-    """
-
-    task: object
-    support: np.ndarray
-    query: np.ndarray
-    classes: np.ndarray | None
-    values: np.ndarray
-    std: np.ndarray | None
 
 
 class MetaEstimator(BaseEstimator):
@@ -72,6 +50,13 @@ class MetaEstimator(BaseEstimator):
     def _n_network_outputs(self, schema):
         """Length of the network's output; None leaves it to the network."""
         return None
+
+    @property
+    def learner_(self):
+        """The trained Learner."""
+        if "net_" not in vars(self):
+            raise AttributeError(f"This {type(self).__name__} is not fitted yet.")
+        return self.net_.module_
 
     def fit(self, tasks, y=None):
         """Meta-train.
@@ -227,9 +212,14 @@ class MetaEstimator(BaseEstimator):
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
             return self.learner_.adapt(support), classes
 
+    def portable_state(self, state):
+        """A state as it is pickled: on the CPU, so that it loads anywhere."""
+        return _moved(state, "cpu")
+
     def apply_state(self, state, X, n_classes):
         """Predictions from a state: (probabilities or means, std or None)."""
         X = self.schema_.check_features(X, "X")
+        state = _moved(state, self.net_.device)
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
             scores = self.learner_.predict(state, _tensor(X, self.net_.device))
         return self._to_values(_as_arrays(scores), n_classes)
@@ -297,7 +287,7 @@ class MetaEstimator(BaseEstimator):
     def _take(self, net, schema):
         """Become what was trained; nothing before this changes the estimator."""
         self.net_ = net
-        self.learner_ = net.module_.eval()
+        net.module_.eval()
         self.history_ = net.history_
         self.schema_ = schema
         self.n_features_in_ = int(np.prod(schema.shape))
@@ -449,20 +439,9 @@ class MetaRegressor(MetaEstimator):
         return None
 
 
-def scored_rows(found: TaskPrediction):
-    """True y of the labelled query rows, their mask, and their weights or None.
-
-    Raises
-    ------
-    ValueError
-        If no query row is labelled.
-    """
-    task, query = found.task, found.query
-    labeled = np.ones(len(query), bool) if task.labeled is None else task.labeled[query]
-    if not labeled.any():
-        raise ValueError(f"{task.label()} has no labelled query row, so no score.")
-    weight = None if task.sample_weight is None else task.sample_weight[query][labeled]
-    return task.y[query][labeled], labeled, weight
+def _moved(state, device):
+    """A learner's state on another device."""
+    return tree_map(lambda tensor: tensor.to(device), state)
 
 
 def _seed(random_state):

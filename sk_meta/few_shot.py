@@ -49,6 +49,12 @@ class _FewShotEstimator(BaseEstimator):
             )
         return meta
 
+    def __getstate__(self):
+        state = super().__getstate__()
+        if "state_" in state and self._meta() is not None:
+            state["state_"] = self._meta().portable_state(state["state_"])
+        return state
+
     def _adapt(self, meta, X, y, sample_weight, metadata):
         X = X if hasattr(X, "shape") else np.asarray(X)
         state, classes = meta.adapt_state(X, y, sample_weight, metadata)

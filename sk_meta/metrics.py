@@ -7,9 +7,10 @@ from scipy import stats
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.metrics import get_scorer
 
-from sk_meta.base import MetaClassifier, scored_rows
+from sk_meta.base import MetaClassifier
 from sk_meta.few_shot import FewShotClassifier, FewShotRegressor
 from sk_meta.pipeline import parts_of
+from sk_meta.predictions import scored_rows
 from sk_meta.tasks.stacking import needs_fit
 from sk_meta.tasks.task import take_rows
 from sk_meta.tasks.validation import check_tasks, numeric

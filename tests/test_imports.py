@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "sk_meta"
 LAYERS = [
     {"tasks", "datasets", "networks", "learner", "updates", "batching"},
     {"training"},
-    {"base", "few_shot", "pipeline", "metrics"},
+    {"base", "few_shot", "pipeline", "predictions", "metrics"},
     {"gradient_based", "metric_based", "closed_form", "model_based", "transfer"},
     {"ensemble", "compression", "selection", "onnx", "inspection", "checks"},
 ]

@@ -57,13 +57,14 @@ def baseline_errors(baseline, old, new):
 
 def learner_errors(fit, old, new):
     """The same, and which of the query rows lie in the nominal 90 % interval."""
-    search = fit(prefix_tasks(old, range(3, 26)))
+    model = fit(prefix_tasks(old, range(3, 26)))
+    model = getattr(model, "best_estimator_", model)
     found, inside = {}, {}
     for size in SIZES:
         tasks = prefix_tasks(new, [size])
         has_std = fit is alpaca
         mean = (
-            search.predict(tasks, return_std=True) if has_std else search.predict(tasks)
+            model.predict(tasks, return_std=True) if has_std else model.predict(tasks)
         )
         mean, std = mean if has_std else (mean, None)
         errors = [y - task.y_query for y, task in zip(mean, tasks, strict=True)]

@@ -64,8 +64,8 @@ def main():
         f"`python tests/benchmarks/sinusoids.py --iterations {options.iterations}`",
         "",
         "10 shots, network 1-40-40-1, one inner step in meta-training, 25 tasks in a "
-        f"meta-batch, {options.iterations} iterations. Inner learning rate and steps in "
-        "`adapt` were chosen on 100 validation tasks; the errors there are in the "
+        f"meta-batch, {options.iterations} iterations. Inner learning rate and steps "
+        "in `adapt` were chosen on 100 validation tasks; the errors there are in the "
         "second table. Mean squared error, 95 % interval over tasks.",
         "",
         "| inner_lr | steps in adapt | 600 new tasks |",

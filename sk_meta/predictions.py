@@ -1,0 +1,45 @@
+"""What a meta-learner says of one task, and which of it can be scored."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class TaskPrediction(NamedTuple):
+    """What a meta-learner says of the query rows of one task.
+
+    Attributes
+    ----------
+    task : Task
+    support, query : int arrays
+        Positions of the rows.
+    classes : array or None
+        What the columns of `values` stand for, in classification.
+    values : array
+        Probabilities (n_query, n_classes), or means of the shape of y.
+    std : array or None
+        Of the shape of `values`, for regressors that give it.
+    """
+
+    task: object
+    support: np.ndarray
+    query: np.ndarray
+    classes: np.ndarray | None
+    values: np.ndarray
+    std: np.ndarray | None
+
+
+def scored_rows(found: TaskPrediction):
+    """True y of the labelled query rows, their mask, and their weights or None.
+
+    Raises
+    ------
+    ValueError
+        If no query row is labelled.
+    """
+    task, query = found.task, found.query
+    labeled = np.ones(len(query), bool) if task.labeled is None else task.labeled[query]
+    if not labeled.any():
+        raise ValueError(f"{task.label()} has no labelled query row, so no score.")
+    weight = None if task.sample_weight is None else task.sample_weight[query][labeled]
+    return task.y[query][labeled], labeled, weight
