@@ -1,6 +1,7 @@
 """MetaClassifier and MetaRegressor: the sklearn side. To them, a sample is a task."""
 
-from copy import deepcopy
+import warnings
+from copy import copy, deepcopy
 from numbers import Integral
 from typing import ClassVar
 
@@ -19,7 +20,7 @@ from sk_meta.batching import can_pad, each_task
 from sk_meta.few_shot import FewShotClassifier, FewShotRegressor, probabilities
 from sk_meta.learner import Gaussian, Support
 from sk_meta.predictions import TaskPrediction, scored_rows
-from sk_meta.tasks.sampling import EpisodeSampler
+from sk_meta.tasks.sampling import EpisodeSampler, tables_of
 from sk_meta.tasks.stacking import TaskDataset, numeric_metadata
 from sk_meta.tasks.support import check_support_size
 from sk_meta.tasks.validation import Schema, call_task, check_tasks, row_weights
@@ -87,10 +88,14 @@ class MetaEstimator(BaseEstimator):
         n_outputs = self._n_network_outputs(schema)
         net.meta_fit(dataset, self._learner_maker(schema), n_outputs, seed)
         self._take(net, schema)
+        self._tables_of_fit = tables_of(tasks)
         return self
 
     def partial_fit(self, tasks, y=None):
         """Meta-train on, over other tasks with the same features and labels.
+
+        The learner and its net go on as they are: parameters set since `fit` have no
+        effect on them.
 
         Parameters
         ----------
@@ -144,7 +149,8 @@ class MetaEstimator(BaseEstimator):
             Fitted; an ordinary sklearn estimator. The meta-learner is left as it is.
         """
         check_is_fitted(self)
-        few_shot = self._few_shot(FrozenEstimator(self), y)
+        # A shallow copy: training this learner on leaves what was adapted as it is.
+        few_shot = self._few_shot(FrozenEstimator(copy(self)), y)
         return few_shot.fit(X, y, sample_weight=sample_weight, metadata=metadata)
 
     def predict_tasks(self, tasks):
@@ -170,7 +176,7 @@ class MetaEstimator(BaseEstimator):
                 scores = self._group_scores(group)
                 for row, position in enumerate(group.positions):
                     index = start + int(position)
-                    item, support, query = dataset.draw(index, None, None)
+                    item, support, query = group.draws[row]
                     values, std = self._to_values(
                         tuple(part[row, : len(query)] for part in scores),
                         item.n_classes,
@@ -251,6 +257,16 @@ class MetaEstimator(BaseEstimator):
                 each_task(of_one, (X, y, weight, metadata, group.query.X), learner)
             )
 
+    def _warn_of_leak(self, tasks):
+        """Episodes of the table that was trained on share their classes with it."""
+        if tables_of(tasks) & getattr(self, "_tables_of_fit", set()):
+            warnings.warn(
+                "These episodes are drawn from the table that the meta-learner was "
+                "trained on, so their classes are not new to it, and the score says "
+                "nothing about new ones. Cut the classes first, with split_classes.",
+                stacklevel=3,
+            )
+
     def _check_parameters(self):
         self._validate_params()
         check_support_size(self.support_size)
@@ -266,7 +282,8 @@ class MetaEstimator(BaseEstimator):
                 "network as net=TaskNet(module=...)."
             )
         if self.verbose:
-            net.callbacks = [*(net.callbacks or []), ("progress", Progress())]
+            given = [] if net.callbacks in (None, "disable") else net.callbacks
+            net.callbacks = [*given, ("progress", Progress())]
         return net
 
     def _dataset(self, tasks, schema, device, scored=True):
@@ -291,7 +308,8 @@ class MetaEstimator(BaseEstimator):
         self.history_ = net.history_
         self.schema_ = schema
         self.n_features_in_ = int(np.prod(schema.shape))
-        vars(self).pop("feature_names_in_", None)
+        for optional in ("feature_names_in_", "classes_"):
+            vars(self).pop(optional, None)
         if schema.names is not None:
             self.feature_names_in_ = schema.names
         if schema.classes is not None:
@@ -352,8 +370,9 @@ class MetaClassifier(MetaEstimator):
         -------
         float
         """
-        scores = []
-        for found in self.predict_tasks(tasks):
+        predictions, scores = self.predict_tasks(tasks), []
+        self._warn_of_leak(tasks)
+        for found in predictions:
             y_true, rows, weight = scored_rows(found)
             y_pred = found.classes[found.values.argmax(1)][rows]
             scores.append(accuracy_score(y_true, y_pred, sample_weight=weight))
@@ -411,8 +430,9 @@ class MetaRegressor(MetaEstimator):
         -------
         float
         """
-        scores = []
-        for found in self.predict_tasks(tasks):
+        predictions, scores = self.predict_tasks(tasks), []
+        self._warn_of_leak(tasks)
+        for found in predictions:
             y_true, rows, weight = scored_rows(found)
             if len(y_true) > 1:
                 values = found.values[rows]
@@ -441,7 +461,7 @@ class MetaRegressor(MetaEstimator):
 
 def _moved(state, device):
     """A learner's state on another device."""
-    return tree_map(lambda tensor: tensor.to(device), state)
+    return tree_map(lambda x: x.to(device) if torch.is_tensor(x) else x, state)
 
 
 def _seed(random_state):

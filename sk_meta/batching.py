@@ -60,10 +60,10 @@ def preferred_way(learner, device) -> str:
 def can_pad(learner) -> bool:
     """Whether rows of weight 0 provably change nothing, and save time.
 
-    True where the network is made of layers that treat each row for itself, and nothing
-    else decides how they are put together.
+    True where the learner says that it honours weights, the network is made of layers
+    that treat each row for itself, and nothing else decides how they are put together.
     """
-    if learner.way == "loop":
+    if learner.way == "loop" or not learner.uses_weight:
         return False
     layers = list(learner.module.modules())
     return all(type(layer) in _ROW_WISE for layer in layers) and not any(

@@ -42,6 +42,12 @@ class _FewShotEstimator(BaseEstimator):
                 f"meta_learner must be a meta-learner, got {type(meta).__name__}. "
                 "A Pipeline or a search is adapted by sk_meta.adapt."
             )
+        if meta._classification != isinstance(self, ClassifierMixin):
+            raise TypeError(
+                f"{type(self).__name__} cannot adapt a {type(meta).__name__}: one is "
+                "for classes, the other for targets. The learner's own adapt(X, y) "
+                "returns the right kind."
+            )
         if not hasattr(meta, "net_"):
             raise NotFittedError(
                 f"The {type(meta).__name__} is not fitted. Fit it, and pass "
@@ -58,7 +64,9 @@ class _FewShotEstimator(BaseEstimator):
     def _adapt(self, meta, X, y, sample_weight, metadata):
         X = X if hasattr(X, "shape") else np.asarray(X)
         state, classes = meta.adapt_state(X, y, sample_weight, metadata)
-        validate_data(self, X, skip_check_array=True)
+        if np.ndim(X) == 2:
+            validate_data(self, X, skip_check_array=True)
+        self.n_features_in_ = meta.n_features_in_
         self.state_ = state
         return classes
 
@@ -72,7 +80,8 @@ class _FewShotEstimator(BaseEstimator):
                 f"X has {X.ndim} dimension(s); expected at least 2. Reshape a single "
                 "row with X.reshape(1, -1)."
             )
-        validate_data(self, X, reset=False, skip_check_array=True)
+        if np.ndim(X) == 2:
+            validate_data(self, X, reset=False, skip_check_array=True)
         return X
 
 

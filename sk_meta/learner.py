@@ -86,11 +86,16 @@ class Learner(nn.Module):
 
     Attributes
     ----------
+    uses_weight : bool
+        Whether a row of weight 0 changes nothing, so that tasks of different sizes may
+        be filled up to one size.
     row_loss : callable
         (scores, y) -> loss of each row. Set by the net that trains the learner.
     way : {"vmap", "loop"}
         How many tasks are computed, see `batching`.
     """
+
+    uses_weight = False
 
     def __init__(self, module):
         super().__init__()

@@ -1,6 +1,7 @@
 """Scores over tasks: with an interval, and against no learned prior."""
 
 from dataclasses import dataclass
+from inspect import signature
 
 import numpy as np
 from scipy import stats
@@ -21,21 +22,27 @@ __all__ = ["Evaluation", "evaluate", "mean_interval", "task_scorer"]
 class _PredictedClassifier(ClassifierMixin, BaseEstimator):
     """Predictions in hand, in the form that sklearn's scorers ask."""
 
-    def __init__(self, found, rows):
-        self.classes_ = found.classes
-        self._values = found.values[rows]
+    def __init__(self, found, rows, y_true):
+        values = found.values[rows]
+        self._labels = found.classes[values.argmax(axis=1)]
+        # Metrics of probabilities know only the classes that the query rows have.
+        present = np.isin(found.classes, y_true)
+        self.classes_ = found.classes[present]
+        total = values[:, present].sum(axis=1, keepdims=True)
+        even = np.full((len(values), present.sum()), 1 / present.sum())
+        self._values = np.divide(values[:, present], total, out=even, where=total > 0)
 
     def predict_proba(self, X):
         return self._values
 
     def predict(self, X):
-        return self.classes_[self._values.argmax(axis=1)]
+        return self._labels
 
 
 class _PredictedRegressor(RegressorMixin, BaseEstimator):
     """Predictions in hand, in the form that sklearn's scorers ask."""
 
-    def __init__(self, found, rows):
+    def __init__(self, found, rows, y_true):
         self._values = found.values[rows]
 
     def predict(self, X):
@@ -45,6 +52,8 @@ class _PredictedRegressor(RegressorMixin, BaseEstimator):
 def mean_interval(values, confidence=0.95):
     """Mean, and the half-width of its t interval (NaN for fewer than two values).
 
+    Values that are NaN, of tasks on which a metric is not defined, are left out.
+
     Examples
     --------
     >>> from sk_meta.metrics import mean_interval
@@ -52,6 +61,7 @@ def mean_interval(values, confidence=0.95):
     2.0
     """
     values = np.asarray(values, dtype=float)
+    values = values[~np.isnan(values)]
     if len(values) < 2:
         return float(values.mean()), float("nan")
     quantile = stats.t.ppf(0.5 + confidence / 2, len(values) - 1)
@@ -67,7 +77,7 @@ class Evaluation:
     scores : array of shape (n_tasks,)
     baseline_scores : array of shape (n_tasks,)
         Of the same estimator without a learned prior: class means or ridge regression
-        on the raw features of the support set.
+        on the support set, after the pipeline's transformers.
     names : list of str or None
     metric : str
     """
@@ -140,8 +150,8 @@ def evaluate(model, tasks, scoring=None):
     tasks = _transformed(steps, tasks)
     scores, baselines, names = [], [], []
     for found in meta.predict_tasks(tasks):
-        scores.append(_score(found, scorer))
-        baselines.append(_score(_without_prior(found), scorer))
+        scores.append(_score(found, scorer, metric))
+        baselines.append(_score(_without_prior(found), scorer, metric))
         names.append(found.task.name)
     return Evaluation(np.array(scores), np.array(baselines), names, metric)
 
@@ -178,22 +188,36 @@ class _TaskScorer:
     """A callable that pickles."""
 
     def __init__(self, scoring):
-        get_scorer(scoring)  # a wrong name raises here
+        _check_scoring(scoring)
         self.scoring = scoring
 
     def __call__(self, model, tasks, y=None):
         steps, meta = parts_of(model)
-        scorer, _ = _scorer(self.scoring, meta)
+        scorer, metric = _scorer(self.scoring, meta)
         found = meta.predict_tasks(_transformed(steps, tasks))
-        return float(np.mean([_score(one, scorer) for one in found]))
+        scores = np.array([_score(one, scorer, metric) for one in found])
+        if np.isnan(scores).all():
+            raise ValueError(f"{self.scoring!r} is not defined on any of the tasks.")
+        return float(np.nanmean(scores))
 
     def __repr__(self):
         return f"task_scorer({self.scoring!r})"
 
 
+def _check_scoring(scoring):
+    """Raise for a wrong name, and for a metric where a scorer is needed."""
+    get_scorer(scoring)
+    if callable(scoring) and next(iter(signature(scoring).parameters)) == "y_true":
+        raise ValueError(
+            f"{scoring.__name__} is a metric, not a scorer. Pass its name, or "
+            f"make_scorer({scoring.__name__})."
+        )
+
+
 def _scorer(scoring, meta):
     if scoring is None:
         scoring = "accuracy" if isinstance(meta, MetaClassifier) else "r2"
+    _check_scoring(scoring)
     return get_scorer(scoring), scoring if isinstance(scoring, str) else str(scoring)
 
 
@@ -204,12 +228,16 @@ def _transformed(steps, tasks):
     return tasks
 
 
-def _score(found, scorer):
+def _score(found, scorer, metric):
     y_true, rows, weight = scored_rows(found)
     kind = _PredictedRegressor if found.classes is None else _PredictedClassifier
     X = np.zeros((len(y_true), 1))
-    extra = {} if weight is None else {"sample_weight": weight}
-    return scorer(kind(found, rows), X, y_true, **extra)
+    if metric == "r2" and len(y_true) < 2:
+        return np.nan  # not defined
+    predicted = kind(found, rows, y_true)
+    if weight is None:
+        return scorer(predicted, X, y_true)
+    return scorer(predicted, X, y_true, sample_weight=weight)
 
 
 def _without_prior(found):

@@ -2,6 +2,7 @@
 
 from contextlib import contextmanager
 from copy import deepcopy
+from threading import RLock
 
 import torch
 import torch.nn.functional as F
@@ -286,6 +287,10 @@ def _source(norms, source, statistics):
             layer.source, layer.given, layer.seen = "batch", (), ()
 
 
+# A call puts parameters and statistics into the module for its duration.
+_one_at_a_time = RLock()
+
+
 def call(module, X, *, parameters=None, norms=(), source="batch", statistics=()):
     """Apply a network as a pure function.
 
@@ -316,9 +321,7 @@ def call(module, X, *, parameters=None, norms=(), source="batch", statistics=())
             return module(X)
         return functional_call(module, parameters, (X,))
 
-    if not norms:
-        return forward(), ()
-    with _source(norms, source, statistics):
+    with _one_at_a_time, _source(norms, source, statistics):
         output = forward()
         asked = source in ("trace", "record")
         seen = tuple(tuple(layer.seen) for layer in norms) if asked else ()

@@ -36,7 +36,9 @@ class SupportScaledTask(Task):
         X_support, X_query = take_rows(self.X, support), take_rows(self.X, query)
         for transformer in self.transformers:
             fitted = clone(transformer).fit(X_support, self.y[support])
-            X_support, X_query = (fitted.transform(X) for X in (X_support, X_query))
+            X_support, X_query = (
+                _dense(fitted.transform(X)) for X in (X_support, X_query)
+            )
         return X_support, X_query
 
 
@@ -114,7 +116,7 @@ class TaskTransformer(TransformerMixin, BaseEstimator, auto_wrap_output_keys=Non
         if self.scope == "support":
             return [_with_support_scope(task, self.transformer_) for task in tasks]
         if isinstance(tasks, EpisodeSampler):
-            return tasks.replace_table(self.transformer_.transform(tasks.X))
+            return tasks.replace_table(_dense(self.transformer_.transform(tasks.X)))
         tables = {}
         return [self._transform_task(task, tables) for task in tasks]
 
@@ -125,9 +127,9 @@ class TaskTransformer(TransformerMixin, BaseEstimator, auto_wrap_output_keys=Non
                 "'support'. Put the pooled one first."
             )
         if not isinstance(task, Episode):
-            return task.replace_X(self.transformer_.transform(task.X))
+            return task.replace_X(_dense(self.transformer_.transform(task.X)))
         if id(task.table) not in tables:  # episodes share it: once is enough
-            tables[id(task.table)] = self.transformer_.transform(task.table)
+            tables[id(task.table)] = _dense(self.transformer_.transform(task.table))
         return task.replace_table(tables[id(task.table)])
 
     @available_if(lambda self: hasattr(self.transformer, "set_output"))
@@ -151,6 +153,11 @@ class TaskTransformer(TransformerMixin, BaseEstimator, auto_wrap_output_keys=Non
         tags = super().__sklearn_tags__()
         tags.input_tags.two_d_array = False
         return tags
+
+
+def _dense(X):
+    """An array where an encoder puts out a sparse matrix."""
+    return X.toarray() if hasattr(X, "toarray") else X
 
 
 def _with_support_scope(task, transformer):
@@ -253,7 +260,7 @@ def adapt(model, X, y, *, sample_weight=None, metadata=None):
             transformer = FrozenEstimator(step.transformer_)
         else:
             transformer = clone(step.transformer_).fit(X, y)
-        X = transformer.transform(X)
+        X = _dense(transformer.transform(X))
         fitted.append((name, transformer))
     few_shot = meta.adapt(X, y, sample_weight=sample_weight, metadata=metadata)
     return Pipeline([*fitted, ("few_shot", few_shot)]) if fitted else few_shot

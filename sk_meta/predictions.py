@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sk_meta.tasks.validation import label_array
+
 
 class TaskPrediction(NamedTuple):
     """What a meta-learner says of the query rows of one task.
@@ -42,4 +44,7 @@ def scored_rows(found: TaskPrediction):
     if not labeled.any():
         raise ValueError(f"{task.label()} has no labelled query row, so no score.")
     weight = None if task.sample_weight is None else task.sample_weight[query][labeled]
-    return task.y[query][labeled], labeled, weight
+    y = task.y[query][labeled]
+    if found.classes is not None:
+        y = label_array(y, f"y of {task.label()}")
+    return y, labeled, weight

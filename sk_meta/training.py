@@ -20,21 +20,24 @@ from sk_meta.tasks.stacking import MetaBatches, TaskDataset
 class TaskNet(NeuralNet):
     """A network, and how it is meta-trained: a skorch net whose samples are tasks.
 
-    Handed to a meta-learner as its `net`; everything that skorch's NeuralNet takes
-    works here, with other defaults.
+    Handed to a meta-learner as its `net`. Module, optimizer, criterion, callbacks and
+    their parameters are those of skorch's NeuralNet, with other defaults; what belongs
+    to data loading (iterators, `dataset`) and `warm_start` has no effect, and callbacks
+    that look at rows, such as EpochScoring, do not apply.
 
     Parameters
     ----------
     module : class or instance of torch.nn.Module, default=None
         The network; None means `MLP` for rows of features and `Conv4` for images. Of
         its parameters `n_features`, `input_shape` and `n_outputs`, those that it has
-        and that are not set are inferred from the tasks.
+        and that are not set are inferred from the tasks; `n_outputs` only for methods
+        whose network ends in a head, such as MAML.
     criterion : class of torch.nn.Module, default=RowLoss
         Loss of rows; one of torch's losses is used without its reduction.
     optimizer : class of torch.optim.Optimizer, default=torch.optim.Adam
         Outer-loop optimizer.
-    lr : float, default=1e-3
-        Outer-loop learning rate.
+    lr : float, default=3e-3
+        Outer-loop learning rate: the first thing to tune.
     max_epochs : int, default=100
         Passes over the tasks.
     batch_size : int, default=8
@@ -73,7 +76,7 @@ class TaskNet(NeuralNet):
         module=None,
         criterion=RowLoss,
         optimizer=torch.optim.Adam,
-        lr=1e-3,
+        lr=3e-3,
         max_epochs=100,
         batch_size=8,
         iterator_train=DataLoader,
@@ -180,10 +183,17 @@ class TaskNet(NeuralNet):
         """Length of the network's output, on two rows of zeros."""
         was_training = network.training
         network.eval()
-        with torch.no_grad():
-            output = network(torch.zeros(2, *self.input_shape_))
-        network.train(was_training)
         name = type(network).__name__
+        try:
+            with torch.no_grad():
+                output = network(torch.zeros(2, *self.input_shape_))
+        except RuntimeError as error:
+            raise ValueError(
+                f"{name} does not take rows of shape {self.input_shape_}, which these "
+                f"tasks have: {error}. Name the parameter for the number of features "
+                "`n_features` (or `input_shape`) and leave it unset."
+            ) from error
+        network.train(was_training)
         if not torch.is_tensor(output) or output.ndim != 2 or len(output) != 2:
             found = tuple(output.shape) if torch.is_tensor(output) else type(output)
             raise ValueError(
@@ -216,7 +226,7 @@ class TaskNet(NeuralNet):
         """As in skorch; torch's own optimizers run fused, as one operation."""
         args, kwargs = super().get_params_for_optimizer(prefix, named_parameters)
         if getattr(self, prefix) in (torch.optim.Adam, torch.optim.AdamW):
-            kwargs.setdefault("fused", True)
+            kwargs.setdefault("fused", not kwargs.get("foreach"))
         return args, kwargs
 
     def initialize(self):

@@ -282,6 +282,7 @@ def test_support_drawn_for_prediction_depends_on_the_task_alone(blobs):
     )
 
 
+@pytest.mark.filterwarnings("ignore:These episodes are drawn")
 def test_episodes_take_the_place_of_tasks():
     rng = np.random.default_rng(0)
     y = np.repeat(np.arange(8), 10)

@@ -283,7 +283,7 @@ def test_alpaca_with_linear_features_is_a_gaussian_process(rng):
     variances = scale * torch.tensor([1.0, 1.0, 1.0, intercept**2])
     set_prior(learner, torch.zeros(4, 1), variances.diag())
     with torch.no_grad():
-        learner.log_noise.fill_(np.log(noise - learner.least_noise))
+        learner.log_noise_std.fill_(0.5 * np.log(noise - learner.least_noise))
     X, y, X_query = rng.normal(size=(8, 2)), rng.normal(size=8), rng.normal(size=(5, 2))
     kernel = ConstantKernel(scale, "fixed") * DotProduct(intercept, "fixed")
     process = GaussianProcessRegressor(kernel, alpha=noise).fit(X, y)

@@ -189,6 +189,7 @@ def test_validation_curve(lines):
     assert test.shape == (2, 5) and np.isfinite(test).all()
 
 
+@pytest.mark.filterwarnings("ignore:These episodes are drawn")
 def test_episodes_are_split_by_position():
     rng = np.random.default_rng(0)
     y = np.repeat(np.arange(8), 8)

@@ -254,6 +254,7 @@ def test_regression():
     assert (std > 0).all()
 
 
+@pytest.mark.filterwarnings("ignore:These episodes are drawn")
 def test_episodes_are_transformed_once_and_stay_lazy():
     rng = np.random.default_rng(0)
     y = np.repeat(np.arange(6), 8)

@@ -45,6 +45,7 @@ class ALPaCA(EmbeddingLearner):
     and with a prior whose scale does not depend on the noise.
     """
 
+    uses_weight = True
     least_noise = 1e-4  # variance, of targets scaled to 1
 
     def __init__(self, module, n_features, n_inputs, n_targets):
@@ -134,6 +135,8 @@ class BayesianDiscriminant(EmbeddingLearner):
     Harrison, Sharma, Finn, Pavone (2020), Continuous Meta-Learning without Tasks,
     section 4.2 (the classification counterpart of ALPaCA).
     """
+
+    uses_weight = True
 
     def __init__(self, module, n_features, n_inputs, n_classes):
         super().__init__(module)

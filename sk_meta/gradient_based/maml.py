@@ -52,6 +52,8 @@ class MAML(Learner):
     Deep Networks, algorithm 2.
     """
 
+    uses_weight = True
+
     def __init__(
         self,
         module,

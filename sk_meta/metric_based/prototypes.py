@@ -37,6 +37,8 @@ class Prototypes(EmbeddingLearner):
     equations 1 and 2.
     """
 
+    uses_weight = True
+
     def fit_head(self, Z, support):
         """See `EmbeddingLearner.fit_head`."""
         return PrototypeState(

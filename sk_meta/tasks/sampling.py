@@ -1,6 +1,7 @@
 """Episodes drawn from labelled data, lazily."""
 
 from collections.abc import Sequence
+from numbers import Integral
 
 import numpy as np
 
@@ -104,6 +105,11 @@ class EpisodeSampler(Sequence):
             raise ValueError(
                 f"X has {len(self.X)} rows, y has {len(self.y)}; they must agree."
             )
+        if not isinstance(random_state, Integral):
+            raise ValueError(
+                f"random_state must be an integer, got {random_state!r}: episode i is "
+                "the same every time."
+            )
         for what in ("n_way", "n_shot", "n_query", "n_episodes"):
             if getattr(self, what) < 1:
                 raise ValueError(
@@ -204,6 +210,13 @@ class EpisodeSampler(Sequence):
 
 def _codes(values):
     return np.unique(values, return_inverse=True)[1]
+
+
+def tables_of(tasks):
+    """Identities of the tables that the episodes among tasks are drawn from."""
+    if isinstance(tasks, EpisodeSampler):
+        return {id(tasks.X)}
+    return {id(task.table) for task in tasks if isinstance(task, Episode)}
 
 
 def split_classes(y, test_size=0.25, *, groups=None, random_state=None):

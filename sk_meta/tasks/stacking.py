@@ -9,7 +9,6 @@ from torch.utils.data import Dataset
 from sk_meta.learner import Query, Support
 from sk_meta.tasks.sampling import Episode, EpisodeSampler
 from sk_meta.tasks.support import draw_size, draw_support, evaluation_generator
-from sk_meta.tasks.task import take_rows
 from sk_meta.tasks.validation import call_task
 
 
@@ -24,11 +23,14 @@ class TaskGroup(NamedTuple):
         Tensors with a leading axis of length n_tasks.
     query : Query
         Likewise.
+    draws : list of (Encoded, support rows, query rows)
+        Of each task, as positions in the task.
     """
 
     positions: np.ndarray
     support: Support
     query: Query
+    draws: list = ()
 
 
 class MetaBatch:
@@ -137,7 +139,7 @@ class TaskDataset(Dataset):
         if task.support is not None:
             support = np.flatnonzero(task.support)
             query = np.flatnonzero(~task.support)
-            self._check_support(task, support, classes, y, labeled, what)
+            self._check_support(support, labeled, what)
         self._check_query(task, query, labeled, what)
         weight = task.sample_weight
         return Encoded(
@@ -177,7 +179,7 @@ class TaskDataset(Dataset):
                 )
         return self.schema.encode(y, what)
 
-    def _check_support(self, task, support, classes, y, labeled, what):
+    def _check_support(self, support, labeled, what):
         if not support.size:
             raise ValueError(f"{what} has an empty support set. Mark at least one row.")
         if not labeled[support].all():
@@ -317,6 +319,7 @@ class TaskDataset(Dataset):
             np.asarray(positions),
             Support(X_support, y_support, weight_support, n_classes, metadata),
             Query(X_query, y_query, weight_query),
+            list(zip(items, supports, queries, strict=True)),
         )
 
     def _fitted(self, indices, supports, queries):
@@ -387,11 +390,6 @@ def numeric_metadata(metadata):
         return None
 
 
-def support_rows(task, X):
-    """Rows of X that form the support set of a task."""
-    return take_rows(X, np.flatnonzero(task.support))
-
-
 class MetaBatches:
     """Iterates over a dataset of tasks, or a subset of one, in meta-batches.
 
@@ -409,6 +407,13 @@ class MetaBatches:
     def __init__(self, dataset, batch_size, rng=None, pad=False):
         indices = np.arange(len(dataset))
         while not isinstance(dataset, TaskDataset):
+            if not hasattr(dataset, "indices"):
+                raise TypeError(
+                    f"train_split gave a {type(dataset).__name__}; expected some of the "
+                    "training tasks. To choose them yourself, use "
+                    "ValidSplit(PredefinedSplit(fold)), with fold 0 for validation "
+                    "tasks and -1 for the others."
+                )
             indices = np.asarray(dataset.indices)[indices]
             dataset = dataset.dataset
         self.dataset, self.indices = dataset, indices

@@ -28,7 +28,8 @@ def check_support_size(support_size):
 def draw_size(support_size, rng: np.random.Generator):
     """One size: `support_size` itself, or a draw from its range."""
     if not isinstance(support_size, tuple):
-        return support_size
+        whole = isinstance(support_size, Integral)
+        return int(support_size) if whole else float(support_size)
     low, high = support_size
     if isinstance(low, Integral):
         return int(rng.integers(low, high + 1))

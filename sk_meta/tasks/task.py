@@ -176,6 +176,12 @@ class Task:
         if hasattr(X_support, "iloc"):
             import pandas as pd
 
+            if list(X_support.columns) != list(getattr(X_query, "columns", [])):
+                raise ValueError(
+                    "X_support and X_query must have the same columns in the same "
+                    f"order: {list(X_support.columns)} against "
+                    f"{list(getattr(X_query, 'columns', ['no columns']))}."
+                )
             X = pd.concat([X_support, X_query])
         else:
             X = np.concatenate([np.asarray(X_support), np.asarray(X_query)])
@@ -202,6 +208,13 @@ class Task:
             sample_weight=self.sample_weight,
             labeled=self.labeled,
             name=self.name,
+        )
+
+    def __float__(self):
+        # What an sklearn transformer asks for when it is handed tasks as rows.
+        raise TypeError(
+            "A Task is not a number. A transformer of rows works on tasks inside "
+            "TaskTransformer, as in TaskTransformer(StandardScaler())."
         )
 
     def __len__(self):

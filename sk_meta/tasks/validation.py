@@ -41,7 +41,8 @@ def check_tasks(tasks):
         raise TypeError(
             "Expected a list of tasks: Task objects or (X, y) pairs, or an "
             f"EpisodeSampler; got {type(tasks).__name__}. A table with an id column "
-            "becomes tasks by tasks_from_groups(X, y, groups)."
+            "becomes tasks by tasks_from_groups(X, y, groups). To predict rows of a "
+            "new task, adapt first: meta.adapt(X_support, y_support).predict(X)."
         )
     if len(tasks) == 0:
         raise ValueError("There are no tasks: the list is empty. Pass at least one.")
@@ -65,7 +66,10 @@ def call_task(task, position):
 
 def _real(values, what: str, advice: str) -> np.ndarray:
     """An array of real numbers; objects may hold them, strings may not."""
-    if values.dtype.kind == "O":
+    texts = values.dtype.kind == "O" and any(
+        isinstance(value, str) for value in values.ravel().tolist()
+    )
+    if values.dtype.kind == "O" and not texts:
         with suppress(TypeError, ValueError):
             values = values.astype(np.float64)
     if values.dtype.kind not in "fiub":
@@ -78,8 +82,12 @@ def _real(values, what: str, advice: str) -> np.ndarray:
 
 def numeric(values, what: str) -> np.ndarray:
     """Values as a finite float32 array, or an error that says what to do."""
+    if hasattr(values, "iloc"):
+        values = values.to_numpy()
+    elif hasattr(values, "toarray"):  # sparse, as encoders put out
+        values = values.toarray()
     values = _real(
-        values.to_numpy() if hasattr(values, "iloc") else np.asarray(values),
+        np.asarray(values),
         what,
         "Encode them first, for example with TaskTransformer(OneHotEncoder()) or a "
         "ColumnTransformer in a Pipeline.",
@@ -275,7 +283,7 @@ class Schema:
         check_names(feature_names(X), self.names, what, "the tasks of fit")
         return numeric(X, f"X of {what}")
 
-    def encode(self, y, what: str, n_classes_max=None):
+    def encode(self, y, what: str):
         """Labels as integers in [0, n_classes), or scaled targets (n_rows, n_targets).
 
         Returns

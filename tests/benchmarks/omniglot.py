@@ -73,6 +73,7 @@ def maml(X, y, iterations):
         MLP,
         module__hidden=(256, 128, 64, 64),
         module__normalization="layer",
+        lr=1e-3,
         max_epochs=1,
         batch_size=batch_size,
         callbacks=decaying(iterations),

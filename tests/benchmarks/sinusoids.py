@@ -31,7 +31,9 @@ def squared_errors(meta, tasks):
 def train(tasks, iterations, inner_lr):
     """One meta-learner."""
     n_epochs = max(1, round(iterations * BATCH / len(tasks)))
-    net = TaskNet(module__hidden=(40, 40), max_epochs=n_epochs, batch_size=BATCH)
+    net = TaskNet(
+        module__hidden=(40, 40), lr=1e-3, max_epochs=n_epochs, batch_size=BATCH
+    )
     return MAMLRegressor(net, inner_lr=inner_lr, random_state=0).fit(tasks)
 
 

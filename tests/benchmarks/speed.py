@@ -62,7 +62,7 @@ def plain_loop(tasks, n_steps):
 
 def whole_fit(tasks, n_steps):
     """The same by sk_meta, `EPOCHS` times over the tasks."""
-    net = TaskNet(module__hidden=(40, 40), max_epochs=EPOCHS, batch_size=BATCH)
+    net = TaskNet(module__hidden=(40, 40), lr=1e-3, max_epochs=EPOCHS, batch_size=BATCH)
     return MAMLRegressor(net, n_inner_steps=n_steps, random_state=0).fit(tasks)
 
 
