@@ -40,6 +40,7 @@ coverage_check_modules = [
     "sk_meta.tasks",
     "sk_meta.datasets",
     "sk_meta.networks",
+    "sk_meta.learner",
     "sk_meta.metrics",
     "sk_meta.onnx",
 ]

@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from sk_meta.networks import batch_norms, call
 
 
+__all__ = ["EmbeddingLearner", "Gaussian", "Learner", "Query", "RowLoss", "Support"]
+
+
 class Support(NamedTuple):
     """The support set of one task, as a learner sees it.
 

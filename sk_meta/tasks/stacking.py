@@ -409,7 +409,7 @@ class MetaBatches:
         while not isinstance(dataset, TaskDataset):
             if not hasattr(dataset, "indices"):
                 raise TypeError(
-                    f"train_split gave a {type(dataset).__name__}; expected some of the "
+                    f"train_split gave a {type(dataset).__name__}, not some of the "
                     "training tasks. To choose them yourself, use "
                     "ValidSplit(PredefinedSplit(fold)), with fold 0 for validation "
                     "tasks and -1 for the others."
