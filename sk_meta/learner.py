@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from sk_meta.networks import batch_norms, call
 
-
 __all__ = ["EmbeddingLearner", "Gaussian", "Learner", "Query", "RowLoss", "Support"]
 
 

@@ -57,7 +57,8 @@ def to_onnx(
         With the inputs "X", or one per column; any number of rows. Outputs of a
         classifier: label and probabilities, in the order of `classes_`. Outputs of a
         regressor: mean ("variable") and, with `return_std`, standard deviation
-        ("std"), each of shape (n_rows, n_targets). Labels are the original strings, integers or booleans.
+        ("std"), each of shape (n_rows, n_targets). Labels are the original strings,
+        integers or booleans.
 
     Raises
     ------
