@@ -266,10 +266,10 @@ REMARKS = """
   in the other three hospitals 98 % of the rows lack the number of coloured vessels, and
   Cleveland's values were up to 21 standard deviations out. That rule came after a first
   run without it, in which MAMLClassifier was behind pooled logistic regression by 0.013
-  in AUC, all of it on Cleveland; logistic regression gained from it in balanced accuracy.
-- The inner step adds next to nothing here, compare the row without it: what is gained is
-  gained by training on tasks with both classes weighed alike, by centring with half of
-  the support mean (chosen every time), and by the average of five seeds.
+  in AUC, all of it on Cleveland. Logistic regression gained in balanced accuracy by it.
+- The inner step adds next to nothing here, compare the row without it: what is gained
+  comes from tasks with both classes weighed alike, from centring with half of the
+  support mean (chosen every time), and from the average of five seeds.
 - ALPaCAClassifier and PrototypicalClassifier have the same tasks, network, optimizer,
   epochs and centring; nothing was chosen for them.
 """
