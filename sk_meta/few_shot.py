@@ -67,6 +67,7 @@ class _FewShotEstimator(BaseEstimator):
         if np.ndim(X) == 2:
             validate_data(self, X, skip_check_array=True)
         self.n_features_in_ = meta.n_features_in_
+        self._row_shape = np.shape(X)[1:]
         self.state_ = state
         return classes
 

@@ -164,10 +164,8 @@ def example_rows(model, few_shot):
             " Pass some rows, X=X_support, to tell their types."
         )
     shape = (model.n_features_in_,)
-    meta = few_shot._meta()
-    if model is few_shot and meta is not None:
-        of_tasks = meta.schema_.shape  # of images too, unless they came flattened
-        shape = of_tasks if of_tasks[:1] == shape else shape
+    if model is few_shot and few_shot._meta() is not None:
+        shape = few_shot._row_shape  # of images too, unless they came flattened
     rng = np.random.default_rng(0)
     return rng.standard_normal((64, *shape)).astype(np.float32)
 
