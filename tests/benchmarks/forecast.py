@@ -130,6 +130,9 @@ def report(results, protocol):
         "between three clinic visits: random readings are easy for whoever "
         "interpolates, a forecast is not.",
         "",
+        "The learner's recipe, the grids of the baselines and the folds that choose "
+        "settings were last changed after a first look at these test patients.",
+        "",
         "| | " + " | ".join(f"K = {size}" for size in SIZES) + " |",
         "|---" * (len(SIZES) + 1) + "|",
     ]
