@@ -8,11 +8,10 @@ import torch
 from skorch import NeuralNet
 from skorch.callbacks import Callback
 from skorch.dataset import Dataset
-from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.data import DataLoader
 
-from sk_meta.batching import can_pad, each_task, preferred_way
-from sk_meta.learner import Query, RowLoss, Support
+from sk_meta.engine.batching import can_pad, preferred_way, task_losses
+from sk_meta.learner import RowLoss
 from sk_meta.networks import MLP, Conv4, exact_normalization
 from sk_meta.tasks.stacking import MetaBatches, TaskDataset
 
@@ -269,50 +268,6 @@ class TaskNet(NeuralNet):
     def reduce_losses(self, losses):
         """(n_tasks,) -> scalar. A subclass may weigh the tasks."""
         return losses.mean()
-
-
-def task_losses(learner, batch, training=True):
-    """Loss of each task of a meta-batch.
-
-    Parameters
-    ----------
-    learner : Learner
-    batch : list of TaskGroup
-    training : bool, default=True
-        Whether statistics of the task's rows may be used, as in training.
-
-    Returns
-    -------
-    losses : tensor of shape (n_tasks,)
-        Group by group.
-    seen : tuple of tuples of (mean, variance)
-        What normalisation layers saw at each use, each of shape (n_tasks, channels).
-    """
-    losses, seen = [], []
-    for group in batch:
-
-        def of_one(tensors, n_classes=group.support.n_classes):
-            (X, y, weight, metadata), query = tensors
-            support = Support(X, y, weight, n_classes, metadata)
-            if training:
-                scores, seen = learner(support, query[0])
-            else:
-                scores, seen = learner.predict(learner.adapt(support), query[0]), ()
-            return learner.loss(scores, Query(*query), support), seen
-
-        X, y, weight, _, metadata = group.support
-        tensors = ((X, y, weight, metadata), tuple(group.query))
-        group_losses, group_seen = each_task(of_one, tensors, learner)
-        losses.append(group_losses)
-        seen.append(group_seen)
-    if not seen[0]:
-        return torch.cat(losses), ()
-    leaves = [tree_flatten(group_seen) for group_seen in seen]
-    joined = [
-        torch.cat(parts) for parts in zip(*(flat for flat, _ in leaves), strict=True)
-    ]
-    joined = tree_unflatten(joined, leaves[0][1])
-    return torch.cat(losses), joined
 
 
 @contextmanager

@@ -4,12 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from sk_meta.batching import preferred_way
 from sk_meta.closed_form.alpaca import ALPaCA, BayesianDiscriminant
+from sk_meta.engine.batching import preferred_way, task_losses
 from sk_meta.gradient_based.maml import MAML
 from sk_meta.metric_based.prototypes import Prototypes
 from sk_meta.networks import MLP, Conv4, exact_normalization
-from sk_meta.training import task_losses
 
 N_FEATURES, N_OUTPUTS = 16, 3
 TOLERANCE = 1e-6

@@ -9,12 +9,12 @@ from torch import nn
 
 from sk_meta import ALPaCARegressor, MAMLClassifier, PrototypicalClassifier, TaskNet
 from sk_meta.closed_form.alpaca import ALPaCA, BayesianDiscriminant
+from sk_meta.engine.batching import task_losses
 from sk_meta.gradient_based.maml import MAML
 from sk_meta.learner import Gaussian, Query, RowLoss, Support, weighted_mean
 from sk_meta.metric_based.prototypes import Prototypes
 from sk_meta.networks import MLP, exact_normalization
 from sk_meta.tasks import make_blob_tasks, make_linear_tasks
-from sk_meta.training import task_losses
 
 N_FEATURES = 4
 CLASSIFIERS = {

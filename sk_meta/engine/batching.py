@@ -10,6 +10,7 @@ from torch.func import vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
+from sk_meta.learner import Query, Support
 from sk_meta.networks import MLP, Conv4, LayerNorm
 
 _ROW_WISE = {
@@ -123,3 +124,47 @@ def _channels_last(tensor):
     if tensor.ndim == 4 and tensor.is_floating_point():
         return tensor.contiguous(memory_format=torch.channels_last)
     return tensor
+
+
+def task_losses(learner, batch, training=True):
+    """Loss of each task of a meta-batch.
+
+    Parameters
+    ----------
+    learner : Learner
+    batch : list of TaskGroup
+    training : bool, default=True
+        Whether statistics of the task's rows may be used, as in training.
+
+    Returns
+    -------
+    losses : tensor of shape (n_tasks,)
+        Group by group.
+    seen : tuple of tuples of (mean, variance)
+        What normalisation layers saw at each use, each of shape (n_tasks, channels).
+    """
+    losses, seen = [], []
+    for group in batch:
+
+        def of_one(tensors, n_classes=group.support.n_classes):
+            (X, y, weight, metadata), query = tensors
+            support = Support(X, y, weight, n_classes, metadata)
+            if training:
+                scores, seen = learner(support, query[0])
+            else:
+                scores, seen = learner.predict(learner.adapt(support), query[0]), ()
+            return learner.loss(scores, Query(*query), support), seen
+
+        X, y, weight, _, metadata = group.support
+        tensors = ((X, y, weight, metadata), tuple(group.query))
+        group_losses, group_seen = each_task(of_one, tensors, learner)
+        losses.append(group_losses)
+        seen.append(group_seen)
+    if not seen[0]:
+        return torch.cat(losses), ()
+    leaves = [tree_flatten(group_seen) for group_seen in seen]
+    joined = [
+        torch.cat(parts) for parts in zip(*(flat for flat, _ in leaves), strict=True)
+    ]
+    joined = tree_unflatten(joined, leaves[0][1])
+    return torch.cat(losses), joined

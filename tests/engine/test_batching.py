@@ -8,13 +8,12 @@ import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call
 
-from sk_meta.batching import each_task, preferred_way
 from sk_meta.closed_form.alpaca import ALPaCA, BayesianDiscriminant
+from sk_meta.engine.batching import each_task, preferred_way, task_losses
 from sk_meta.gradient_based.maml import MAML
 from sk_meta.learner import Learner
 from sk_meta.metric_based.prototypes import Prototypes
 from sk_meta.networks import MLP, Conv4, exact_normalization
-from sk_meta.training import task_losses
 
 
 class Centering(nn.Module):

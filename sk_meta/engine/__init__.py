@@ -1,0 +1,1 @@
+"""How a meta-batch is computed: which way, at what precision, in how much memory."""
