@@ -16,7 +16,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_map
 
-from sk_meta.engine.batching import can_pad, each_task
+from sk_meta.engine.each_task import can_pad, each_task
 from sk_meta.few_shot import FewShotClassifier, FewShotRegressor, probabilities
 from sk_meta.learner import Gaussian, Support
 from sk_meta.predictions import TaskPrediction, scored_rows

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from sk_meta.networks import batch_norms, call
 
@@ -68,10 +69,10 @@ class RowLoss(nn.Module):
 
 
 def weighted_mean(values: Tensor, weight: Tensor | None) -> Tensor:
-    """Mean over rows; 0 if all weights are 0."""
+    """Mean over rows, the last axis; 0 if all weights are 0."""
     if weight is None:
-        return values.mean()
-    return (values * weight).sum() / weight.sum().clamp_min(1e-12)
+        return values.mean(-1)
+    return (values * weight).sum(-1) / weight.sum(-1).clamp_min(1e-12)
 
 
 class Learner(nn.Module):
@@ -93,8 +94,12 @@ class Learner(nn.Module):
         be filled up to one size.
     row_loss : callable
         (scores, y) -> loss of each row. Set by the net that trains the learner.
-    way : {"vmap", "loop"}
-        How many tasks are computed, see `batching`.
+    way : {"layers", "vmap", "loop"}
+        How many tasks are computed, see `sk_meta.engine`.
+    why : str
+        The reason for it.
+    checked : bool
+        Whether `together` was found to agree with `forward`.
     """
 
     uses_weight = False
@@ -104,7 +109,8 @@ class Learner(nn.Module):
         self.module = module
         self.norms = batch_norms(module)
         self.row_loss = RowLoss()
-        self.way = "vmap"
+        self.way, self.why = "vmap", ""
+        self.checked = False
 
     def adapt(self, support: Support):
         """Learn from the support set of one task.
@@ -130,6 +136,23 @@ class Learner(nn.Module):
     def loss(self, scores, query: Query, support: Support) -> Tensor:
         """Loss of one task, given its scores; by default the mean over query rows."""
         return weighted_mean(self.row_loss(scores, query.y), query.weight)
+
+    def why_apart(self) -> str | None:
+        """Why tasks cannot be computed by `together`; None where they can."""
+        return f"{type(self).__name__} has no other way"
+
+    def together(self, support: Support, X):
+        """What `forward` returns for each task, for stacked tasks in one call.
+
+        A method that has a faster way for many tasks than vmap brings it here; it is
+        checked against `forward` before it is used.
+        """
+        raise NotImplementedError
+
+    def row_losses(self, scores, y):
+        """Losses (n_tasks, n) of the rows of stacked tasks."""
+        flat = tree_map(lambda part: part.flatten(0, 1), scores)
+        return self.row_loss(flat, y.flatten(0, 1)).view(y.shape[:2])
 
     def call(self, X, parameters=None, source="batch", statistics=()):
         """The network as a pure function, see `networks.call`."""

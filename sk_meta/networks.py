@@ -129,7 +129,18 @@ class Conv4(nn.Module):
         return self.layers(X)
 
 
-class BatchNorm(_BatchNorm):
+class _Affine:
+    """The affine part of a normalisation, channel by channel."""
+
+    def scale_and_shift(self, X):
+        """Scale and shift normalised rows (n, channels, ...)."""
+        if self.weight is None:
+            return X
+        shape = (1, -1) + (1,) * (X.ndim - 2)
+        return X * self.weight.view(shape) + self.bias.view(shape)
+
+
+class BatchNorm(_Affine, _BatchNorm):
     """Batch normalisation of any rank, exact under vmap.
 
     Which statistics are used is the learner's choice, see `call`; running ones change
@@ -157,7 +168,7 @@ class BatchNorm(_BatchNorm):
             )
             self.seen.append((mean.detach(), rstd.detach() ** -2 - self.eps))
             return X
-        return self._affine(self._normalize(X, single))
+        return self.scale_and_shift(self._normalize(X, single))
 
     def _normalize(self, X, single):
         axes = [axis for axis in range(X.ndim) if axis != 1]
@@ -171,12 +182,6 @@ class BatchNorm(_BatchNorm):
         if single:
             return X - X
         return F.batch_norm(X, None, None, None, None, True, 0.0, self.eps)
-
-    def _affine(self, X):
-        if self.weight is None:
-            return X
-        shape = (1, -1) + (1,) * (X.ndim - 2)
-        return X * self.weight.view(shape) + self.bias.view(shape)
 
     def keep_running(self):
         """Have running statistics, also where torch's layer was made without."""
@@ -205,13 +210,20 @@ class LayerNorm(nn.LayerNorm):
 
     def forward(self, X):
         """(..., *normalized_shape) -> the same shape."""
-        X = F.layer_norm(X, self.normalized_shape, None, None, self.eps)
+        return self.scale_and_shift(self.normalize(X))
+
+    def normalize(self, X):
+        """Without the affine part."""
+        return F.layer_norm(X, self.normalized_shape, None, None, self.eps)
+
+    def scale_and_shift(self, X):
+        """The affine part."""
         if self.weight is not None:
             X = X * self.weight
         return X if self.bias is None else X + self.bias
 
 
-class InstanceNorm(_InstanceNorm):
+class InstanceNorm(_Affine, _InstanceNorm):
     """Instance normalisation, exact under vmap."""
 
     def _check_input_dim(self, X):
@@ -219,13 +231,13 @@ class InstanceNorm(_InstanceNorm):
 
     def forward(self, X):
         """(n, channels, ...) -> the same shape."""
+        return self.scale_and_shift(self.normalize(X))
+
+    def normalize(self, X):
+        """Without the affine part."""
         axes = tuple(range(2, X.ndim))
         variance, mean = torch.var_mean(X, axes, correction=0, keepdim=True)
-        X = (X - mean) * torch.rsqrt(variance + self.eps)
-        if self.weight is None:
-            return X
-        shape = (1, -1) + (1,) * (X.ndim - 2)
-        return X * self.weight.view(shape) + self.bias.view(shape)
+        return (X - mean) * torch.rsqrt(variance + self.eps)
 
 
 _EXACT = {

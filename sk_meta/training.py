@@ -10,7 +10,8 @@ from skorch.callbacks import Callback
 from skorch.dataset import Dataset
 from torch.utils.data import DataLoader
 
-from sk_meta.engine.batching import can_pad, preferred_way, task_losses
+from sk_meta.engine.batching import task_losses
+from sk_meta.engine.each_task import can_pad, preferred_way
 from sk_meta.learner import RowLoss
 from sk_meta.networks import MLP, Conv4, exact_normalization
 from sk_meta.tasks.stacking import MetaBatches, TaskDataset
@@ -151,7 +152,7 @@ class TaskNet(NeuralNet):
             network = network.to(memory_format=torch.channels_last)  # convolutions
         n_outputs = self._check_output(network)
         self.module_ = self.make_learner_(network, n_outputs)
-        self.module_.way = preferred_way(self.module_, self.device)
+        self.module_.way, self.module_.why = preferred_way(self.module_, self.device)
         return self
 
     def torch_compile(self, module, name):

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from sk_meta.closed_form.alpaca import ALPaCA, BayesianDiscriminant
-from sk_meta.engine.batching import preferred_way, task_losses
+from sk_meta.engine.batching import task_losses
+from sk_meta.engine.each_task import preferred_way
 from sk_meta.gradient_based.maml import MAML
 from sk_meta.metric_based.prototypes import Prototypes
 from sk_meta.networks import MLP, Conv4, exact_normalization
@@ -200,7 +201,7 @@ def test_no_meta_parameter_is_left_out(method, make_group):
 @pytest.mark.parametrize("layer", [nn.GRU, nn.LSTM, nn.RNN])
 def test_recurrent_networks_are_looped_over(layer, make_group):
     learner = MAML(Recurrent(layer).double(), N_OUTPUTS, 0.2, 2, 2)
-    assert preferred_way(learner, "cpu") == "loop"
+    assert preferred_way(learner, "cpu")[0] == "loop"
     batch = make_batch("MAML", make_group)
     forced = meta_gradient(learner, batch, "vmap")
     assert learner.way == "loop"

@@ -1,129 +1,16 @@
-"""How a function of one task is computed for the many tasks of a meta-batch."""
+"""The losses of a meta-batch, in the way that suits the network."""
 
-import logging
-import warnings
-from collections.abc import Callable
+from copy import deepcopy
 
 import torch
 from torch import nn
-from torch.func import vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from sk_meta.learner import Query, Support
-from sk_meta.networks import MLP, Conv4, LayerNorm
+from sk_meta.engine.each_task import each_task, fall_back
+from sk_meta.engine.layers import Opaque
+from sk_meta.learner import Learner, Query, Support, weighted_mean
 
-_ROW_WISE = {
-    MLP,
-    Conv4,
-    LayerNorm,
-    nn.Sequential,
-    nn.Linear,
-    nn.Identity,
-    nn.Flatten,
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.MaxPool1d,
-    nn.MaxPool2d,
-    nn.AvgPool2d,
-    nn.GroupNorm,
-    nn.RMSNorm,
-    nn.ReLU,
-    nn.LeakyReLU,
-    nn.Tanh,
-    nn.Sigmoid,
-    nn.GELU,
-    nn.SiLU,
-    nn.ELU,
-    nn.Softplus,
-}
-
-logger = logging.getLogger("sk_meta")
-
-# No double backward exists for the fused attention kernels.
-_attention = SDPBackend.MATH
-
-
-def preferred_way(learner, device) -> str:
-    """Whether to vmap over tasks or to loop, by rule.
-
-    vmap saves the overhead of small operations. Recurrent layers have no second-order
-    gradient under it, and on a CPU it makes convolutions slower.
-    """
-    layers = list(learner.modules())
-    if any(isinstance(layer, nn.RNNBase) for layer in layers):
-        return "loop"
-    convolves = any(isinstance(layer, nn.modules.conv._ConvNd) for layer in layers)
-    on_cpu = torch.device(device).type == "cpu"
-    return "loop" if convolves and on_cpu else "vmap"
-
-
-def can_pad(learner) -> bool:
-    """Whether rows of weight 0 provably change nothing, and save time.
-
-    True where the learner says that it honours weights, the network is made of layers
-    that treat each row for itself, and nothing else decides how they are put together.
-    """
-    if learner.way == "loop" or not learner.uses_weight:
-        return False
-    layers = list(learner.module.modules())
-    return all(type(layer) in _ROW_WISE for layer in layers) and not any(
-        layer._forward_hooks or layer._forward_pre_hooks for layer in layers
-    )
-
-
-def each_task(function: Callable, tensors, learner):
-    """Apply a function of one task to stacked tasks, and stack what it returns.
-
-    Parameters
-    ----------
-    function : callable
-        Takes tensors of one task in the nesting of `tensors`; returns tensors in any.
-    tensors : nested tensors of shape (n_tasks, ...)
-        None stands for an absent one.
-    learner : Learner
-        Whose `way` says "vmap" or "loop".
-
-    Returns
-    -------
-    nested tensors of shape (n_tasks, ...)
-
-    Notes
-    -----
-    What vmap cannot do (data-dependent branches, layers without a batching rule) is
-    looped over from then on, and logged.
-    """
-    leaves, tree = tree_flatten(tensors)
-    present = [leaf for leaf in leaves if leaf is not None]
-
-    def of_one(*given):
-        given = iter(given)
-        full = [None if leaf is None else next(given) for leaf in leaves]
-        return function(tree_unflatten(full, tree))
-
-    failure = None
-    with sdpa_kernel(_attention):
-        if learner.way == "vmap" and len(present[0]) > 1:
-            try:
-                with warnings.catch_warnings():
-                    warnings.filterwarnings("ignore", "There is a performance drop")
-                    return vmap(of_one, randomness="different")(*present)
-            except RuntimeError as error:
-                failure = error
-        results = [
-            of_one(*map(_channels_last, task)) for task in zip(*present, strict=True)
-        ]
-    if failure is not None:
-        logger.info("vmap failed, looping over tasks from now on: %s", failure)
-        learner.way = "loop"
-    return tree_map(lambda *each: torch.stack(each), *results)
-
-
-def _channels_last(tensor):
-    """Images in the layout that convolutions on a CPU are fastest in."""
-    if tensor.ndim == 4 and tensor.is_floating_point():
-        return tensor.contiguous(memory_format=torch.channels_last)
-    return tensor
+_TOLERANCE = 1e-6  # of gradients in float64, relative to the largest
 
 
 def task_losses(learner, batch, training=True):
@@ -143,28 +30,134 @@ def task_losses(learner, batch, training=True):
     seen : tuple of tuples of (mean, variance)
         What normalisation layers saw at each use, each of shape (n_tasks, channels).
     """
-    losses, seen = [], []
-    for group in batch:
-
-        def of_one(tensors, n_classes=group.support.n_classes):
-            (X, y, weight, metadata), query = tensors
-            support = Support(X, y, weight, n_classes, metadata)
-            if training:
-                scores, seen = learner(support, query[0])
-            else:
-                scores, seen = learner.predict(learner.adapt(support), query[0]), ()
-            return learner.loss(scores, Query(*query), support), seen
-
-        X, y, weight, _, metadata = group.support
-        tensors = ((X, y, weight, metadata), tuple(group.query))
-        group_losses, group_seen = each_task(of_one, tensors, learner)
-        losses.append(group_losses)
-        seen.append(group_seen)
-    if not seen[0]:
-        return torch.cat(losses), ()
-    leaves = [tree_flatten(group_seen) for group_seen in seen]
+    found = [group_losses(learner, group, training) for group in batch]
+    losses, seen = zip(*found, strict=True)
+    losses = losses[0] if len(losses) == 1 else torch.cat(losses)
+    if not seen[0] or len(seen) == 1:
+        return losses, seen[0]
+    leaves = [tree_flatten(of_group) for of_group in seen]
     joined = [
         torch.cat(parts) for parts in zip(*(flat for flat, _ in leaves), strict=True)
     ]
-    joined = tree_unflatten(joined, leaves[0][1])
-    return torch.cat(losses), joined
+    return losses, tree_unflatten(joined, leaves[0][1])
+
+
+def group_losses(learner, group, training=True):
+    """The same, for tasks of one size."""
+    if learner.way == "layers":
+        if training and not learner.checked:
+            learner.checked = True
+            reason = disagreement(learner, group)
+            if reason is not None:
+                fall_back(learner, "vmap", reason)
+                return group_losses(learner, group, training)
+        try:
+            scores, seen = learner.together(group.support, group.query.X)
+        except Opaque as error:
+            fall_back(learner, "vmap", str(error))
+        else:
+            return _losses_of_scores(learner, scores, group), seen
+
+    def of_one(tensors):
+        (X, y, weight, metadata), query = tensors
+        support = Support(X, y, weight, group.support.n_classes, metadata)
+        if training:
+            scores, seen = learner(support, query[0])
+        else:
+            scores, seen = learner.predict(learner.adapt(support), query[0]), ()
+        return learner.loss(scores, Query(*query), support), seen
+
+    X, y, weight, _, metadata = group.support
+    tensors = ((X, y, weight, metadata), tuple(group.query))
+    return each_task(of_one, tensors, learner)
+
+
+def _losses_of_scores(learner, scores, group):
+    if type(learner).loss is Learner.loss:
+        rows = learner.row_losses(scores, group.query.y)
+        return weighted_mean(rows, group.query.weight)
+
+    def of_one(tensors):
+        scores, query, (X, y, weight, metadata) = tensors
+        support = Support(X, y, weight, group.support.n_classes, metadata)
+        return learner.loss(scores, Query(*query), support)
+
+    X, y, weight, _, metadata = group.support
+    return each_task(
+        of_one, (scores, tuple(group.query), (X, y, weight, metadata)), learner
+    )
+
+
+def disagreement(learner, group) -> str | None:
+    """Whether the tasks come out otherwise together than one by one.
+
+    Losses and gradients are compared on two tasks, in float64.
+
+    Parameters
+    ----------
+    learner : Learner
+        Left as it is.
+    group : TaskGroup
+
+    Returns
+    -------
+    str or None
+        What is wrong; None if nothing is.
+    """
+    group = _two_tasks(group)
+    found = []
+    try:
+        with torch.random.fork_rng(devices=_devices(group)):
+            for way in ("layers", "loop"):
+                twin = deepcopy(learner).double().train()
+                twin.way = way
+                for layer in twin.modules():
+                    if isinstance(layer, nn.modules.dropout._DropoutNd):
+                        layer.p = 0.0  # other masks are no disagreement
+                losses, seen = group_losses(twin, group)
+                losses.sum().backward()
+                if twin.way != way:
+                    return twin.why
+                gradients = [p.grad for p in twin.parameters() if p.grad is not None]
+                found.append((losses.detach(), gradients, tree_flatten(seen)[0]))
+    except Exception as error:  # whatever a user's module may raise
+        return f"{type(error).__name__} when checked in float64: {error}"
+    for together, alone in zip(*found, strict=True):
+        if not _close(together, alone):
+            return "the network's rows or parameters affect one another out of sight"
+    return None
+
+
+def _close(together, alone):
+    together, alone = tree_flatten(together)[0], tree_flatten(alone)[0]
+    if len(together) != len(alone):
+        return False
+    if not alone:
+        return True
+    scale = max(float(values.abs().max()) for values in alone) + 1e-12
+    return all(
+        a.shape == b.shape and float((a - b).abs().max()) <= _TOLERANCE * scale
+        for a, b in zip(together, alone, strict=True)
+    )
+
+
+def _two_tasks(group):
+    """Two tasks that differ in their support rows, in float64."""
+
+    def double(tensor):
+        if not torch.is_tensor(tensor):
+            return tensor
+        tensor = tensor[:1].expand(2, *tensor.shape[1:]) if len(tensor) < 2 else tensor
+        tensor = tensor[:2]
+        return tensor.double() if tensor.is_floating_point() else tensor
+
+    support, query = tree_map(double, group.support), tree_map(double, group.query)
+    # Tasks may share their inputs: the second one's support rows become query rows.
+    take = torch.arange(support.X.shape[1], device=query.X.device) % query.X.shape[1]
+    X = torch.stack([support.X[0], query.X[1, take]])
+    return group._replace(support=support._replace(X=X), query=query)
+
+
+def _devices(group):
+    device = group.query.X.device
+    return [device] if device.type == "cuda" else []

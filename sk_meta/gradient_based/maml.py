@@ -8,6 +8,7 @@ import torch
 from sklearn.utils._param_validation import Interval
 
 from sk_meta.base import MetaClassifier, MetaEstimator, MetaRegressor
+from sk_meta.engine.layers import StackedNetwork, why_opaque
 from sk_meta.learner import Learner, weighted_mean
 from sk_meta.updates import gradient_descent, trainable
 
@@ -74,10 +75,7 @@ class MAML(Learner):
 
     def adapt(self, support):
         """See `Learner.adapt`."""
-        closed = ()
-        if 0 < support.n_classes < self.n_outputs:
-            outputs = torch.arange(self.n_outputs, device=support.y.device)
-            closed = (outputs >= support.n_classes,)
+        closed = self._closed(support)
 
         def loss(parameters):
             scores = _open(self.call(support.X, parameters)[0], closed)
@@ -100,6 +98,41 @@ class MAML(Learner):
         source = "batch" if self.transductive else "given"
         scores, _ = self.call(X, state.parameters, source, state.statistics)
         return _open(scores, state.closed)
+
+    def why_apart(self):
+        """See `Learner.why_apart`."""
+        return why_opaque(self.module, adapted=True)
+
+    def together(self, support, X):
+        """See `Learner.together`."""
+        n_support, n_query = support.X.shape[1], X.shape[1]
+        n_steps = self.n_inner_steps if self.training else self.n_adapt_steps
+        closed = self._closed(support)
+
+        def loss(scores):
+            losses = self.row_losses(_open(scores, closed), support.y)
+            return weighted_mean(losses, support.weight).sum()
+
+        network = StackedNetwork(
+            self.module, len(X), self.inner_lr, n_steps, n_support, n_query
+        )
+        with network:
+            for _ in range(n_steps):
+                network.step(loss, support.X, self.first_order or not self.training)
+            if self.norms and not self.transductive:
+                # The query rows are normalised as the support set is.
+                both = torch.cat([support.X, X], 1)
+                scores = network(both, n_source=n_support)[:, n_support:]
+            else:
+                scores = network(X)
+        return _open(scores, closed), ()
+
+    def _closed(self, support):
+        """Mask of the outputs that the task has no class for; empty if none."""
+        if not 0 < support.n_classes < self.n_outputs:
+            return ()
+        outputs = torch.arange(self.n_outputs, device=support.y.device)
+        return (outputs >= support.n_classes,)
 
 
 def _open(scores, closed):

@@ -1,0 +1,348 @@
+"""All tasks through one network, layer by layer, each task with parameters of its own.
+
+A gradient step on n rows changes a linear layer by a product of rank n: the layer's
+inputs on these rows, and the gradient of the loss at its outputs. Kept as two factors
+(adaptation in activation space), the step costs no weight matrix per task, and all
+tasks' rows go through one product with the shared weights. Where the factors would cost
+more than the matrices, they are added up to one matrix per task. Both are exact, and
+autograd gives the second order.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sk_meta.networks import BatchNorm, InstanceNorm, LayerNorm
+
+# What a number moved costs, in multiply-adds; measured by tests/benchmarks/engine.py.
+_TRAFFIC = 12
+
+
+class Opaque(Exception):
+    """The network does something that cannot be followed layer by layer."""
+
+
+class _Shared:
+    """Stands for a parameter while each task has its own: only its layer may use it."""
+
+    def __init__(self, parameter):
+        self.dtype, self.device = parameter.dtype, parameter.device
+        self.shape, self.ndim = parameter.shape, parameter.ndim
+        self.size, self.requires_grad = parameter.size, parameter.requires_grad
+
+    def __getattr__(self, name):
+        raise Opaque(f"a parameter's {name!r} is used outside of its layer")
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        raise Opaque(f"{function.__name__} takes a parameter past its layer")
+
+
+class _Linear:
+    """A linear layer, adapted in activation space or by a matrix per task."""
+
+    def __init__(self, layer, network):
+        self.weight, self.bias = layer.weight, layer.bias
+        self.network = network
+        self.inputs = self.changes = self.own = None
+        self.records = []
+
+    def __call__(self, X):
+        n_tasks = self.network.n_tasks
+        rows = X.reshape(n_tasks, -1, X.shape[-1])
+        if self.own is not None:
+            weight, bias = self.own
+            if bias is None:
+                Z = torch.bmm(rows, weight.mT)
+            else:
+                Z = torch.baddbmm(bias, rows, weight.mT)
+        else:
+            Z = F.linear(X, self.weight, self.bias).view(n_tasks, rows.shape[1], -1)
+            if self.inputs is not None:
+                # The bias is the weight of an input that is always 1.
+                if self.bias is None:
+                    overlap = torch.bmm(rows, self.inputs.mT)
+                else:
+                    one = self.network.one
+                    overlap = torch.baddbmm(one, rows, self.inputs.mT)
+                rate = -self.network.learning_rate
+                Z = torch.baddbmm(Z, overlap, self.changes, alpha=rate)
+        Z = Z.view(*X.shape[:-1], -1)
+        if self.network.recording:
+            self.records.append((rows, Z))
+        return self.network.protected(Z)
+
+    def step(self, inputs, changes):
+        """Take a gradient step: inputs (n_tasks, n, d_in), gradient at the outputs."""
+        changes = changes.reshape(*inputs.shape[:2], -1)
+        rate = -self.network.learning_rate
+        if self.own is None and self.network.keeps_factors(self.weight, inputs):
+            if self.inputs is not None:
+                inputs = torch.cat([self.inputs, inputs], 1)
+                changes = torch.cat([self.changes, changes], 1)
+            self.inputs, self.changes = inputs, changes
+            return
+        if self.own is None:
+            bias = self.bias
+            if bias is not None:
+                bias = bias.expand(len(inputs), 1, -1)
+            self.own = self.weight.expand(len(inputs), -1, -1), bias
+        weight, bias = self.own
+        weight = torch.baddbmm(weight, changes.mT, inputs, alpha=rate)
+        if bias is not None:
+            bias = torch.add(bias, changes.sum(1, keepdim=True), alpha=rate)
+        self.own = weight, bias
+
+
+class _Norm:
+    """A normalisation: statistics and affine part of each task."""
+
+    def __init__(self, layer, network):
+        self.layer, self.network = layer, network
+        self.weight, self.bias = layer.weight, layer.bias
+        self.own = self.weight, self.bias
+        self.records, self.seen = [], []
+
+    def __call__(self, X):
+        n_tasks, layer = self.network.n_tasks, self.layer
+        if isinstance(layer, BatchNorm):
+            normalized = self._of_tasks(X)
+        else:
+            normalized = layer.normalize(X)
+        if self.weight is None:
+            return normalized
+        scale, shift = self.own
+        shape, rows = self._shape(X), normalized
+        if scale is not self.weight:
+            shape = (n_tasks, 1, *shape[1:])
+            rows = normalized.view(n_tasks, -1, *X.shape[1:])
+        Z = rows * scale.view(shape)
+        Z = (Z if shift is None else Z + shift.view(shape)).view(X.shape)
+        if self.network.recording:
+            self.records.append((normalized, Z))
+        return self.network.protected(Z)
+
+    def _shape(self, X):
+        """Shape that lets the affine parameters broadcast over rows."""
+        if isinstance(self.layer, LayerNorm):
+            free = X.ndim - len(self.layer.normalized_shape)
+            return (1,) * free + tuple(self.layer.normalized_shape)
+        return (1, -1) + (1,) * (X.ndim - 2)
+
+    def _of_tasks(self, X):
+        """Batch normalisation by the rows of each task."""
+        layer, network = self.layer, self.network
+        if network.source == "running" and layer.running_mean is not None:
+            shape = self._shape(X)
+            mean, variance = layer.running_mean, layer.running_var
+            scale = torch.rsqrt(variance + layer.eps)
+            return (X - mean.view(shape)) * scale.view(shape)
+        rows = X.view(network.n_tasks, -1, *X.shape[1:])
+        axes = [axis for axis in range(rows.ndim) if axis not in (0, 2)]
+        source = rows if network.n_source is None else rows[:, : network.n_source]
+        variance, mean = torch.var_mean(source, axes, correction=0, keepdim=True)
+        self.seen.append((mean, variance))
+        return ((rows - mean) * torch.rsqrt(variance + layer.eps)).view(X.shape)
+
+    def step(self, normalized, changes):
+        """Take a gradient step, from the gradient at the outputs."""
+        shape = self._shape(normalized)
+        rate = -self.network.learning_rate
+        n_tasks = self.network.n_tasks
+
+        def summed(values):
+            rows = values.view(n_tasks, -1, *values.shape[1:])
+            axes = [1] + [a + 1 for a in range(1, values.ndim) if shape[a] == 1]
+            return rows.sum(axes).view(n_tasks, *self.weight.shape)
+
+        scale, shift = self.own
+        scale = torch.add(scale, summed(changes * normalized), alpha=rate)
+        if shift is not None:
+            shift = torch.add(shift, summed(changes), alpha=rate)
+        self.own = scale, shift
+
+
+_FOLLOWED = {
+    nn.Linear: _Linear,
+    BatchNorm: _Norm,
+    LayerNorm: _Norm,
+    InstanceNorm: _Norm,
+}
+
+
+def why_opaque(module: nn.Module, adapted: bool) -> str | None:
+    """What keeps a network from being followed layer by layer; None if nothing does.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+    adapted : bool
+        Whether each task changes the parameters, or all share them.
+    """
+    owners = {}
+    for name, layer in module.named_modules():
+        own = dict(layer.named_parameters(recurse=False))
+        if isinstance(layer, nn.RNNBase):
+            return f"{name or 'the network'} is recurrent"
+        if not adapted or not own:
+            continue
+        free = {parameter.requires_grad for parameter in own.values()}
+        if free == {False}:
+            continue
+        if type(layer) not in _FOLLOWED:
+            return f"{name or 'the network'} ({type(layer).__name__}) has parameters"
+        if len(free) > 1:
+            return f"{name} is frozen in part"
+        for parameter in own.values():
+            if owners.setdefault(id(parameter), layer) is not layer:
+                return f"{name} shares a parameter with another layer"
+    return None
+
+
+class StackedNetwork:
+    """A network applied to the rows of all tasks at once; a context manager.
+
+    Inside of the context the network's layers are replaced by ones that know tasks.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        `why_opaque` has nothing against it.
+    n_tasks : int
+    learning_rate : float, default=0.0
+        Of the steps.
+    n_steps : int, default=0
+        Steps to come; with the next two, decides between factors and matrices.
+    n_support, n_query : int, default=1
+        Rows of a task in a step, and in the last call.
+    factors : bool, default=None
+        Whether linear layers keep factors; None decides by a count of operations.
+    """
+
+    def __init__(
+        self,
+        module,
+        n_tasks,
+        learning_rate=0.0,
+        n_steps=0,
+        n_support=1,
+        n_query=1,
+        factors=None,
+    ):
+        self.module = module
+        self.n_tasks = n_tasks
+        self.learning_rate = learning_rate
+        self.n_steps, self.n_support, self.n_query = n_steps, n_support, n_query
+        self.factors = factors
+        self.recording = False
+        self.source, self.n_source = "batch", None
+        self.one = None
+        adapted = n_steps > 0
+        self.layers = {}
+        for layer in module.modules():
+            kind = _FOLLOWED.get(type(layer))
+            wanted = isinstance(layer, BatchNorm) or (
+                adapted and any(p.requires_grad for p in layer.parameters(False))
+            )
+            if kind is not None and wanted:
+                self.layers[layer] = kind(layer, self)
+        self.adapted = [
+            layer
+            for layer in self.layers.values()
+            if adapted and layer.weight is not None and layer.weight.requires_grad
+        ]
+        self._saved = []
+        self._copies = False
+
+    def __enter__(self):
+        for layer, stacked in self.layers.items():
+            self._saved.append((layer, dict(layer._parameters)))
+            layer.forward = stacked
+            for name, parameter in layer._parameters.items():
+                if parameter is not None and stacked in self.adapted:
+                    layer._parameters[name] = _Shared(parameter)
+        return self
+
+    def __exit__(self, *error):
+        for layer, parameters in self._saved:
+            del layer.forward
+            layer._parameters.update(parameters)
+        self._saved = []
+        # The layers know this object: no cycle is to keep the tensors alive.
+        self.layers, self.adapted = {}, []
+
+    def __call__(self, X: Tensor, source: str = "batch", n_source: int | None = None):
+        """Outputs of rows, (n_tasks, n, ...) -> (n_tasks, n, n_outputs).
+
+        Parameters
+        ----------
+        X : tensor of shape (n_tasks, n, ...)
+        source : {"batch", "running"}, default="batch"
+            Statistics of batch normalisation.
+        n_source : int, default=None
+            The first rows of each task, whose statistics are used; None for all.
+        """
+        self.source, self.n_source = source, n_source
+        self.one = X.new_ones(())
+        for layer in self.layers.values():
+            layer.seen = []
+        Z = self.module(X.reshape(-1, *X.shape[2:]))
+        if len(Z) != X.shape[0] * X.shape[1]:
+            raise Opaque(f"{X.shape[0] * X.shape[1]} rows became {len(Z)}")
+        return Z.view(*X.shape[:2], *Z.shape[1:])
+
+    def step(self, loss: Callable[[Tensor], Tensor], X: Tensor, first_order: bool):
+        """One gradient step of each task.
+
+        Parameters
+        ----------
+        loss : callable
+            Outputs (n_tasks, n, n_outputs) -> summed losses of the tasks.
+        X : tensor of shape (n_tasks, n, ...)
+        first_order : bool
+            Treat the gradients as constants, and keep no graph of them.
+        """
+        with torch.enable_grad():
+            value, records = self._recorded(loss, X)
+            outputs = [Z for _, _, Z, _ in records]
+            changes = torch.autograd.grad(
+                value, outputs, create_graph=not first_order, allow_unused=True
+            )
+        for (layer, inputs, _, _), change in zip(records, changes, strict=True):
+            if change is None:  # an output that the loss does not depend on
+                continue
+            layer.step(inputs.detach() if first_order else inputs, change)
+
+    def _recorded(self, loss, X):
+        self.recording = True
+        try:
+            value = loss(self(X))
+            records = [
+                (layer, inputs, Z, Z._version)
+                for layer in self.adapted
+                for inputs, Z in layer.records
+            ]
+        finally:
+            self.recording = False
+            for layer in self.adapted:
+                layer.records = []
+        if not self._copies and any(Z._version for _, _, Z, _ in records):
+            self._copies = True  # something worked in place on a layer's output
+            return self._recorded(loss, X)
+        return value, records
+
+    def protected(self, Z):
+        """The output of a layer, safe from operations in place."""
+        return Z.clone() if self._copies and self.recording else Z
+
+    def keeps_factors(self, weight, inputs):
+        """Whether two factors per step cost less than a matrix per task."""
+        if self.factors is not None:
+            return self.factors
+        n_out, n_in = weight.shape
+        rows = self.n_query + self.n_support * (self.n_steps - 1) / 2
+        as_factors = self.n_support * (n_in + n_out) * rows
+        as_matrix = (self.n_support + _TRAFFIC) * n_in * n_out
+        return as_factors <= as_matrix
