@@ -99,7 +99,11 @@ class Learner(nn.Module):
     why : str
         The reason for it.
     checked : bool
-        Whether `together` was found to agree with `forward`.
+        Whether `together` was compared with `forward`.
+    forced : bool
+        Whether `way` was asked for, so that another one is an error.
+    precision : torch.dtype or None
+        Of the network in training; None for that of its parameters.
     """
 
     uses_weight = False
@@ -110,7 +114,8 @@ class Learner(nn.Module):
         self.norms = batch_norms(module)
         self.row_loss = RowLoss()
         self.way, self.why = "vmap", ""
-        self.checked = False
+        self.checked = self.forced = False
+        self.precision = None
 
     def adapt(self, support: Support):
         """Learn from the support set of one task.
@@ -163,6 +168,7 @@ class Learner(nn.Module):
             norms=self.norms,
             source=source,
             statistics=statistics,
+            precision=self.precision if self.training else None,
         )
 
     def update_running(self, seen):

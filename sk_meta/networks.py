@@ -152,6 +152,7 @@ class BatchNorm(_Affine, _BatchNorm):
     source = "batch"
     given = ()
     seen = ()
+    fused = False  # whether this is outside of vmap
 
     def _check_input_dim(self, X):
         """Any rank."""
@@ -162,6 +163,9 @@ class BatchNorm(_Affine, _BatchNorm):
             given = (self.running_mean, self.running_var)
             return F.batch_norm(X, *given, self.weight, self.bias, False, 0.0, self.eps)
         single = X.numel() == X.shape[1]  # one value a channel: fused ones refuse
+        if self.fused and self.source == "batch" and not single:
+            affine = (self.weight, self.bias)
+            return F.batch_norm(X, None, None, *affine, True, 0.0, self.eps)
         if self.source == "record" and not single:
             X, mean, rstd = torch.native_batch_norm(
                 X, self.weight, self.bias, None, None, True, 0.0, self.eps
@@ -303,7 +307,25 @@ def _source(norms, source, statistics):
 _one_at_a_time = RLock()
 
 
-def call(module, X, *, parameters=None, norms=(), source="batch", statistics=()):
+def in_precision(module, X, precision):
+    """A network's output, of the type of its input; inside, products are cheaper."""
+    if precision is None:
+        return module(X)
+    # The cache of casts does not know torch.func's levels.
+    with torch.autocast(X.device.type, precision, cache_enabled=False):
+        return module(X).to(X.dtype)
+
+
+def call(
+    module,
+    X,
+    *,
+    parameters=None,
+    norms=(),
+    source="batch",
+    statistics=(),
+    precision=None,
+):
     """Apply a network as a pure function.
 
     Parameters
@@ -320,6 +342,8 @@ def call(module, X, *, parameters=None, norms=(), source="batch", statistics=())
         gradients of the first order only.
     statistics : tuple of tuples of (mean, variance)
         For "given": for each layer, one entry for each time it is used.
+    precision : torch.dtype, default=None
+        Of products and convolutions, as in torch.autocast; None leaves them alone.
 
     Returns
     -------
@@ -330,8 +354,12 @@ def call(module, X, *, parameters=None, norms=(), source="batch", statistics=())
 
     def forward():
         if parameters is None:
-            return module(X)
-        return functional_call(module, parameters, (X,))
+            return in_precision(module, X, precision)
+
+        def changed(X):
+            return functional_call(module, parameters, (X,))
+
+        return in_precision(changed, X, precision)
 
     with _one_at_a_time, _source(norms, source, statistics):
         output = forward()

@@ -11,10 +11,15 @@ from skorch.dataset import Dataset
 from torch.utils.data import DataLoader
 
 from sk_meta.engine.batching import task_losses
-from sk_meta.engine.each_task import can_pad, preferred_way
+from sk_meta.engine.compiled import CompiledSteps
+from sk_meta.engine.each_task import can_pad, fall_back, preferred_way
+from sk_meta.engine.meta_step import MetaStep
 from sk_meta.learner import RowLoss
 from sk_meta.networks import MLP, Conv4, exact_normalization
 from sk_meta.tasks.stacking import MetaBatches, TaskDataset
+
+_WAYS = ("auto", "layers", "vmap", "loop")
+_PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
 
 
 class TaskNet(NeuralNet):
@@ -50,11 +55,25 @@ class TaskNet(NeuralNet):
     device : str, default="cpu"
         Where meta-training runs, such as "cuda".
     verbose : int, default=0
-        1 prints a line per epoch.
+        1 prints a line per epoch, and how meta-batches are computed.
+    compile : bool, default=False
+        Compile the whole meta-step, both loops and the gradient. The first meta-batch
+        of each size then takes half a minute: for long runs. The network must do the
+        same operations whatever the data, and nothing besides, as for torch.export.
+    way : {"auto", "layers", "vmap", "loop"}, default="auto"
+        How the tasks of a meta-batch are computed: layer by layer, the rows of all
+        tasks in one call; by torch.func.vmap; or one after the other. All give the
+        same gradients. "auto" chooses by the method, the network and the device, and
+        changes its mind where the network does not allow it.
+    precision : {"float32", "bfloat16"}, default="float32"
+        Of the network's products and convolutions in meta-training; heads, losses,
+        parameters and everything after `fit` stay in float32.
+    max_memory : float, default=None
+        Megabytes that a meta-step may take, besides tasks and parameters: as many
+        tasks are computed at once as fit, at least one. None for no bound.
     iterator_train, iterator_valid, dataset, predict_nonlinearity, warm_start, \
-    compile, use_caching, torch_load_kwargs
+    use_caching, torch_load_kwargs
         As in skorch. Iterators have no effect: tasks are stacked on the device.
-        ``compile=True`` is refused.
     **kwargs
         Parameters of the parts: ``module__hidden=(40, 40)``, ``optimizer__betas``.
 
@@ -91,8 +110,14 @@ class TaskNet(NeuralNet):
         compile=False,
         use_caching="auto",
         torch_load_kwargs=None,
+        way="auto",
+        precision="float32",
+        max_memory=None,
         **kwargs,
     ):
+        self.way = way
+        self.precision = precision
+        self.max_memory = max_memory
         super().__init__(
             module,
             criterion,
@@ -152,17 +177,32 @@ class TaskNet(NeuralNet):
             network = network.to(memory_format=torch.channels_last)  # convolutions
         n_outputs = self._check_output(network)
         self.module_ = self.make_learner_(network, n_outputs)
-        self.module_.way, self.module_.why = preferred_way(self.module_, self.device)
+        self._choose_way(self.module_)
         return self
 
     def torch_compile(self, module, name):
-        """Refused: skorch would compile the network alone, which gains nothing here."""
-        if self.compile:
-            raise ValueError(
-                "TaskNet(compile=True) is not supported: adaptation runs outside of "
-                "the network's forward. Leave compile=False."
-            )
+        """The network as it is: `compile` is for the whole meta-step."""
         return module
+
+    def _choose_way(self, learner):
+        if self.way not in _WAYS or self.precision not in _PRECISIONS:
+            raise ValueError(
+                f"way must be one of {', '.join(_WAYS)}, precision one of "
+                f"{', '.join(_PRECISIONS)}; got way={self.way!r} and "
+                f"precision={self.precision!r}."
+            )
+        if self.max_memory is not None and not self.max_memory > 0:
+            raise ValueError(
+                "max_memory must be a positive number of megabytes or None, got "
+                f"{self.max_memory!r}."
+            )
+        learner.way, learner.why = preferred_way(learner, self.device)
+        if self.way != "auto":
+            learner.way, learner.why, learner.forced = self.way, "asked for", True
+            reason = learner.why_apart() if self.way == "layers" else None
+            if reason is not None:
+                fall_back(learner, "vmap", reason)
+        learner.precision = _PRECISIONS[self.precision]
 
     def _build_network(self):
         module, given = self.module, self.get_params_for("module")
@@ -233,6 +273,13 @@ class TaskNet(NeuralNet):
         """Initialize all parts; the learner gets the loss of rows."""
         super().initialize()
         self.module_.row_loss = self.criterion_
+        plain = type(self).reduce_losses is TaskNet.reduce_losses
+        self.meta_step_ = MetaStep(
+            self.module_,
+            None if plain else self.reduce_losses,
+            self.max_memory,
+            CompiledSteps() if self.compile else None,
+        )
         return self
 
     def get_iterator(self, dataset, training=False):
@@ -252,9 +299,7 @@ class TaskNet(NeuralNet):
     def train_step_single(self, batch, **fit_params):
         """Mean loss of the tasks of a meta-batch, and its gradient."""
         self._set_training(True)
-        losses, seen = task_losses(self.module_, batch)
-        loss = self.reduce_losses(losses)
-        loss.backward()
+        loss, losses, seen = self.meta_step_(batch)
         if seen:
             self.module_.update_running(seen)
         return {"loss": loss, "y_pred": losses}

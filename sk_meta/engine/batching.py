@@ -42,15 +42,20 @@ def task_losses(learner, batch, training=True):
     return losses, tree_unflatten(joined, leaves[0][1])
 
 
+def settle(learner, group):
+    """Before the first meta-batch: see whether `together` is right, or leave it."""
+    if learner.way == "layers" and not learner.checked:
+        learner.checked = True
+        reason = disagreement(learner, group)
+        if reason is not None:
+            fall_back(learner, "vmap", reason)
+
+
 def group_losses(learner, group, training=True):
     """The same, for tasks of one size."""
+    if training:
+        settle(learner, group)
     if learner.way == "layers":
-        if training and not learner.checked:
-            learner.checked = True
-            reason = disagreement(learner, group)
-            if reason is not None:
-                fall_back(learner, "vmap", reason)
-                return group_losses(learner, group, training)
         try:
             scores, seen = learner.together(group.support, group.query.X)
         except Opaque as error:
@@ -110,7 +115,8 @@ def disagreement(learner, group) -> str | None:
         with torch.random.fork_rng(devices=_devices(group)):
             for way in ("layers", "loop"):
                 twin = deepcopy(learner).double().train()
-                twin.way = way
+                twin.way, twin.checked, twin.forced = way, True, False
+                twin.precision = None
                 for layer in twin.modules():
                     if isinstance(layer, nn.modules.dropout._DropoutNd):
                         layer.p = 0.0  # other masks are no disagreement

@@ -3,6 +3,7 @@
 import logging
 import warnings
 from collections.abc import Callable
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -63,7 +64,18 @@ def preferred_way(learner, device) -> tuple[str, str]:
 
 
 def fall_back(learner, way: str, reason: str):
-    """Go on in another way, and say so."""
+    """Go on in another way, and say so.
+
+    Raises
+    ------
+    ValueError
+        If the user asked for the way that does not work.
+    """
+    if learner.forced:
+        raise ValueError(
+            f"way={learner.way!r} does not work for this network: {reason}. Leave "
+            "way='auto'."
+        )
     logger.info("%s -> %s: %s", learner.way, way, reason)
     learner.way, learner.why = way, reason
 
@@ -120,12 +132,26 @@ def each_task(function: Callable, tensors, learner):
                     return vmap(of_one, randomness="different")(*present)
             except RuntimeError as error:
                 failure = error
-        results = [
-            of_one(*map(_channels_last, task)) for task in zip(*present, strict=True)
-        ]
+        with _fused(learner.norms):
+            results = [
+                of_one(*map(_channels_last, task))
+                for task in zip(*present, strict=True)
+            ]
     if failure is not None:
         fall_back(learner, "loop", f"vmap failed: {failure}")
     return tree_map(lambda *each: torch.stack(each), *results)
+
+
+@contextmanager
+def _fused(norms):
+    """Torch's fused batch normalisation, whose gradients are right outside of vmap."""
+    for layer in norms:
+        layer.fused = True
+    try:
+        yield
+    finally:
+        for layer in norms:
+            layer.fused = False
 
 
 def _channels_last(tensor):

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sk_meta.networks import BatchNorm, InstanceNorm, LayerNorm
+from sk_meta.networks import BatchNorm, InstanceNorm, LayerNorm, in_precision
 
 # What a number moved costs, in multiply-adds; measured by tests/benchmarks/engine.py.
 _TRAFFIC = 12
@@ -76,7 +76,8 @@ class _Linear:
 
     def step(self, inputs, changes):
         """Take a gradient step: inputs (n_tasks, n, d_in), gradient at the outputs."""
-        changes = changes.reshape(*inputs.shape[:2], -1)
+        changes = changes.reshape(*inputs.shape[:2], -1).to(self.weight.dtype)
+        inputs = inputs.to(self.weight.dtype)
         rate = -self.network.learning_rate
         if self.own is None and self.network.keeps_factors(self.weight, inputs):
             if self.inputs is not None:
@@ -217,6 +218,8 @@ class StackedNetwork:
         Steps to come; with the next two, decides between factors and matrices.
     n_support, n_query : int, default=1
         Rows of a task in a step, and in the last call.
+    precision : torch.dtype, default=None
+        Of products, as in torch.autocast.
     factors : bool, default=None
         Whether linear layers keep factors; None decides by a count of operations.
     """
@@ -229,9 +232,11 @@ class StackedNetwork:
         n_steps=0,
         n_support=1,
         n_query=1,
+        precision=None,
         factors=None,
     ):
         self.module = module
+        self.precision = precision
         self.n_tasks = n_tasks
         self.learning_rate = learning_rate
         self.n_steps, self.n_support, self.n_query = n_steps, n_support, n_query
@@ -288,7 +293,7 @@ class StackedNetwork:
         self.one = X.new_ones(())
         for layer in self.layers.values():
             layer.seen = []
-        Z = self.module(X.reshape(-1, *X.shape[2:]))
+        Z = in_precision(self.module, X.reshape(-1, *X.shape[2:]), self.precision)
         if len(Z) != X.shape[0] * X.shape[1]:
             raise Opaque(f"{X.shape[0] * X.shape[1]} rows became {len(Z)}")
         return Z.view(*X.shape[:2], *Z.shape[1:])
@@ -304,6 +309,8 @@ class StackedNetwork:
         first_order : bool
             Treat the gradients as constants, and keep no graph of them.
         """
+        if not torch.is_grad_enabled():
+            X = X.detach().requires_grad_()  # nothing else might ask for a graph
         with torch.enable_grad():
             value, records = self._recorded(loss, X)
             outputs = [Z for _, _, Z, _ in records]

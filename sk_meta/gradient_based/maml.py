@@ -114,7 +114,13 @@ class MAML(Learner):
             return weighted_mean(losses, support.weight).sum()
 
         network = StackedNetwork(
-            self.module, len(X), self.inner_lr, n_steps, n_support, n_query
+            self.module,
+            len(X),
+            self.inner_lr,
+            n_steps,
+            n_support,
+            n_query,
+            self.precision if self.training else None,
         )
         with network:
             for _ in range(n_steps):
