@@ -273,13 +273,8 @@ class TaskNet(NeuralNet):
         """Initialize all parts; the learner gets the loss of rows."""
         super().initialize()
         self.module_.row_loss = self.criterion_
-        plain = type(self).reduce_losses is TaskNet.reduce_losses
-        self.meta_step_ = MetaStep(
-            self.module_,
-            None if plain else self.reduce_losses,
-            self.max_memory,
-            CompiledSteps() if self.compile else None,
-        )
+        compiled = CompiledSteps() if self.compile else None
+        self.meta_step_ = MetaStep(self.max_memory, compiled)
         return self
 
     def get_iterator(self, dataset, training=False):
@@ -299,7 +294,9 @@ class TaskNet(NeuralNet):
     def train_step_single(self, batch, **fit_params):
         """Mean loss of the tasks of a meta-batch, and its gradient."""
         self._set_training(True)
-        loss, losses, seen = self.meta_step_(batch)
+        plain = type(self).reduce_losses is TaskNet.reduce_losses
+        reduce = None if plain else self.reduce_losses
+        loss, losses, seen = self.meta_step_(self.module_, batch, reduce)
         if seen:
             self.module_.update_running(seen)
         return {"loss": loss, "y_pred": losses}

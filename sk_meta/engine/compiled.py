@@ -1,6 +1,7 @@
 """The whole meta-step, both loops and the gradient, as one compiled function."""
 
 import logging
+import warnings
 
 import torch
 from torch import nn
@@ -106,14 +107,16 @@ class CompiledSteps:
         given = list(parameters.values()), list(learner.buffers()), tensors
         way = learner.way
         try:
-            with torch.enable_grad():
+            with torch.enable_grad(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the compiler's, about itself
                 graph = make_fx(function, tracing_mode="fake")(*given)
             if learner.way != way:
                 raise RuntimeError(learner.why)
             graph.graph.eliminate_dead_code()
             graph.recompile()
             compiled = torch.compile(graph, fullgraph=True, dynamic=False)
-            with torch.no_grad():
+            with torch.no_grad(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
                 compiled(*given)
         except Exception as error:  # whatever tracing or the compiler may raise
             logger.info("not compiled: %s: %s", type(error).__name__, error)

@@ -1,7 +1,5 @@
 """The gradient of a meta-batch: at once, in pieces that fit in memory, or compiled."""
 
-from collections.abc import Callable
-
 import torch
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
@@ -16,9 +14,6 @@ class MetaStep:
 
     Parameters
     ----------
-    learner : Learner
-    reduce : callable, default=None
-        Losses of the tasks (n_tasks,) -> scalar; None for their mean.
     max_memory : float, default=None
         Megabytes that a step may hold, besides the data and the parameters. Tasks are
         computed so many at a time that they fit, at least one. None for no bound.
@@ -26,19 +21,20 @@ class MetaStep:
         Compiles what it can.
     """
 
-    def __init__(self, learner, reduce=None, max_memory=None, compiled=None):
-        self.learner = learner
-        self.reduce = reduce
+    def __init__(self, max_memory=None, compiled=None):
         self.max_memory = max_memory
         self.compiled = compiled
         self.bytes = None
 
-    def __call__(self, batch):
+    def __call__(self, learner, batch, reduce=None):
         """The gradient of the reduced losses is added to that of the parameters.
 
         Parameters
         ----------
+        learner : Learner
         batch : iterable of TaskGroup
+        reduce : callable, default=None
+            Losses of the tasks (n_tasks,) -> scalar; None for their mean.
 
         Returns
         -------
@@ -49,89 +45,89 @@ class MetaStep:
         """
         groups = list(batch)
         for group in groups:
-            settle(self.learner, group)
-        most = self._most_tasks(groups[0])
+            settle(learner, group)
+        most = self._most_tasks(learner, groups[0])
         if most is not None:
             groups = [piece for group in groups for piece in pieces(group, most)]
         if len(groups) == 1 or (most is None and self.compiled is None):
-            return self._at_once(groups)
-        return self._in_pieces(groups)
+            return self._at_once(learner, groups, reduce or torch.mean)
+        return self._in_pieces(learner, groups, reduce)
 
-    def _at_once(self, groups):
-        reduce = self.reduce or torch.mean
+    def _at_once(self, learner, groups, reduce):
         if self.compiled is not None and len(groups) == 1:
-            found = self.compiled(self.learner, groups[0], reduce)
+            found = self.compiled(learner, groups[0], reduce)
             if found is not None:
                 return found
-        losses, seen = task_losses(self.learner, groups)
+        losses, seen = task_losses(learner, groups)
         loss = reduce(losses)
         loss.backward()
         return loss.detach(), losses.detach(), detached(seen)
 
-    def _in_pieces(self, groups):
+    def _in_pieces(self, learner, groups, reduce):
         n_tasks = sum(len(group.positions) for group in groups)
-        if self.reduce is None:
+        if reduce is None:
             weights = groups[0].query.X.new_full((n_tasks,), 1 / n_tasks)
         else:
-            weights = self._weights(groups)
+            weights = _weights(learner, groups, reduce)
         found, start = [], 0
         for group in groups:
             stop = start + len(group.positions)
-            found.append(self._piece(group, weights[start:stop]))
+            found.append(self._piece(learner, group, weights[start:stop]))
             start = stop
         losses, seen = zip(*found, strict=True)
         losses = torch.cat(losses)
-        loss = (self.reduce or torch.mean)(losses).detach()
+        loss = (reduce or torch.mean)(losses).detach()
         return loss, losses, joined(seen)
 
-    def _piece(self, group, weights):
+    def _piece(self, learner, group, weights):
         def reduce(losses):
             return (losses * weights).sum()
 
         if self.compiled is not None:
-            found = self.compiled(self.learner, group, reduce, weights)
+            found = self.compiled(learner, group, reduce, weights)
             if found is not None:
                 return found[1:]
-        losses, seen = task_losses(self.learner, [group])
+        losses, seen = task_losses(learner, [group])
         reduce(losses).backward()
         return losses.detach(), detached(seen)
 
-    def _weights(self, groups):
-        """How much the loss of each task counts: a pass of its own, without a graph."""
-        with torch.no_grad():
-            losses = [task_losses(self.learner, [group])[0] for group in groups]
-        losses = torch.cat(losses).requires_grad_()
-        with torch.enable_grad():
-            return torch.autograd.grad(self.reduce(losses), losses)[0]
-
-    def _most_tasks(self, group):
+    def _most_tasks(self, learner, group):
         """Tasks to compute at once; None for all."""
-        if self.learner.way == "loop":
+        if learner.way == "loop":
             return 1  # nothing is gained by keeping the graphs of all tasks
         if self.max_memory is None:
             return None
         if self.bytes is None:
-            self.bytes = self._measure(group)
+            self.bytes = _measure(learner, group)
         fixed, each = self.bytes
         rows = group.support.X.shape[1] + group.query.X.shape[1]
         left = self.max_memory * _MEGABYTE - fixed
         return max(1, int(left // (each * rows)))
 
-    def _measure(self, group):
-        """Bytes of a step: those of no task, and those of one row of a task."""
-        parameters = [p for p in self.learner.parameters() if p.requires_grad]
 
-        def step(n_tasks):
-            piece = next(pieces(group, n_tasks))
-            losses, _ = task_losses(self.learner, [piece])
-            torch.autograd.grad(losses.mean(), parameters, allow_unused=True)
+def _weights(learner, groups, reduce):
+    """How much the loss of each task counts: a pass of its own, without a graph."""
+    with torch.no_grad():
+        losses = [task_losses(learner, [group])[0] for group in groups]
+    losses = torch.cat(losses).requires_grad_()
+    with torch.enable_grad():
+        return torch.autograd.grad(reduce(losses), losses)[0]
 
-        n = min(len(group.positions), 8)
-        most = peak_bytes(step, n)
-        least = peak_bytes(step, max(n // 2, 1))
-        rows = group.support.X.shape[1] + group.query.X.shape[1]
-        each = max(most - least, 1) / max(n - n // 2, 1) if n > 1 else most
-        return max(most - n * each, 0), each / rows
+
+def _measure(learner, group):
+    """Bytes of a step: those of no task, and those of one row of a task."""
+    parameters = [p for p in learner.parameters() if p.requires_grad]
+
+    def step(n_tasks):
+        losses, _ = task_losses(learner, [next(pieces(group, n_tasks))])
+        torch.autograd.grad(losses.mean(), parameters, allow_unused=True)
+
+    n = min(len(group.positions), 8)
+    most = peak_bytes(step, n)
+    least = peak_bytes(step, max(n // 2, 1))
+    rows = group.support.X.shape[1] + group.query.X.shape[1]
+    each = max(most - least, 1) / max(n - n // 2, 1) if n > 1 else most
+    return max(most - n * each, 0), each / rows
 
 
 def pieces(group, n_tasks: int):
@@ -162,6 +158,3 @@ def joined(seen):
         return seen[0]
     columns = zip(*(tree_flatten(of_group)[0] for of_group in seen), strict=True)
     return tree_unflatten([torch.cat(parts) for parts in columns], tree)
-
-
-Reduce = Callable[[torch.Tensor], torch.Tensor]
