@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from sk_meta.engine.each_task import each_task
+from sk_meta.engine.layers import StackedNetwork, why_opaque
 from sk_meta.networks import batch_norms, call
 
 __all__ = ["EmbeddingLearner", "Gaussian", "Learner", "Query", "RowLoss", "Support"]
@@ -213,6 +215,30 @@ class EmbeddingLearner(Learner):
     def predict(self, state, X):
         """See `Learner.predict`."""
         return self.apply_head(state, self.embed(X))
+
+    def why_apart(self):
+        """See `Learner.why_apart`."""
+        return why_opaque(self.module, adapted=False)
+
+    def together(self, support, X):
+        """All rows of all tasks in one call of the network; see `Learner.together`."""
+        n = support.X.shape[1]
+        both = torch.cat([support.X, X], 1)
+        precision = self.precision if self.training else None
+        with StackedNetwork(self.module, len(X), precision=precision) as network:
+            Z = network(both, source="batch" if self.training else "running")
+            seen = network.seen() if self.training else ()
+        Z = self.features(both.flatten(0, 1), Z.flatten(0, 1))
+        Z = Z.view(*both.shape[:2], *Z.shape[1:])
+
+        def head(tensors):
+            Z, *known = tensors
+            of_task = support._replace(X=None, **dict(zip(names, known, strict=True)))
+            return self.apply_head(self.fit_head(Z[:n], of_task), Z[n:])
+
+        names = ("y", "weight", "metadata")
+        known = [getattr(support, name) for name in names]
+        return each_task(head, (Z, *known), self), seen
 
     def forward(self, support, X):
         """See `Learner.forward`."""

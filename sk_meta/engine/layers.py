@@ -14,7 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sk_meta.networks import BatchNorm, InstanceNorm, LayerNorm, in_precision
+from sk_meta.networks import (
+    BatchNorm,
+    InstanceNorm,
+    LayerNorm,
+    batch_norms,
+    in_precision,
+)
 
 # What a number moved costs, in multiply-adds; measured by tests/benchmarks/engine.py.
 _TRAFFIC = 12
@@ -108,6 +114,16 @@ class _Norm:
 
     def __call__(self, X):
         n_tasks, layer = self.network.n_tasks, self.layer
+        if self.network.source == "running":
+            return F.batch_norm(
+                X,
+                layer.running_mean,
+                layer.running_var,
+                *self.own,
+                False,
+                0.0,
+                layer.eps,
+            )
         if isinstance(layer, BatchNorm):
             normalized = self._of_tasks(X)
         else:
@@ -135,11 +151,6 @@ class _Norm:
     def _of_tasks(self, X):
         """Batch normalisation by the rows of each task."""
         layer, network = self.layer, self.network
-        if network.source == "running" and layer.running_mean is not None:
-            shape = self._shape(X)
-            mean, variance = layer.running_mean, layer.running_var
-            scale = torch.rsqrt(variance + layer.eps)
-            return (X - mean.view(shape)) * scale.view(shape)
         rows = X.view(network.n_tasks, -1, *X.shape[1:])
         axes = [axis for axis in range(rows.ndim) if axis not in (0, 2)]
         source = rows if network.n_source is None else rows[:, : network.n_source]
@@ -297,6 +308,16 @@ class StackedNetwork:
         if len(Z) != X.shape[0] * X.shape[1]:
             raise Opaque(f"{X.shape[0] * X.shape[1]} rows became {len(Z)}")
         return Z.view(*X.shape[:2], *Z.shape[1:])
+
+    def seen(self):
+        """Statistics of the last call: for each layer and use (n_tasks, channels)."""
+        return tuple(
+            tuple(
+                tuple(part.detach().flatten(1) for part in use)
+                for use in self.layers[layer].seen
+            )
+            for layer in batch_norms(self.module)
+        )
 
     def step(self, loss: Callable[[Tensor], Tensor], X: Tensor, first_order: bool):
         """One gradient step of each task.

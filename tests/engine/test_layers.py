@@ -7,10 +7,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from sk_meta.closed_form.alpaca import ALPaCA, BayesianDiscriminant
 from sk_meta.engine.batching import disagreement, task_losses
 from sk_meta.engine.each_task import preferred_way
 from sk_meta.engine.layers import StackedNetwork, why_opaque
 from sk_meta.gradient_based.maml import MAML
+from sk_meta.metric_based.prototypes import Prototypes
 from sk_meta.networks import MLP, exact_normalization
 
 
@@ -170,6 +172,43 @@ def test_layer_by_layer_equals_a_loop(
     together = losses_and_gradient(learner, group, "layers")
     alone = losses_and_gradient(learner, group, "loop")
     torch.testing.assert_close(together, alone, rtol=1e-8, atol=1e-10)
+
+
+EMBEDDING = {
+    "Prototypes": Prototypes,
+    "BayesianDiscriminant": lambda net: BayesianDiscriminant(net, 3, 4, 3),
+    "ALPaCA": lambda net: ALPaCA(net, 3, 4, 1),
+}
+
+
+@pytest.mark.parametrize("name", [*FOLLOWED, "all parameters", "tied", "unknown layer"])
+@pytest.mark.parametrize("method", EMBEDDING)
+def test_rows_of_all_tasks_are_embedded_in_one_call(method, name, make_group):
+    n_classes = 0 if method == "ALPaCA" else 3
+    group = make_group(4, n_features=4, n_classes=n_classes, weighted=True)
+    network = exact_normalization({**FOLLOWED, **LEFT}[name]())
+    learner = EMBEDDING[method](network).double()
+    assert preferred_way(learner, "cpu")[0] == "layers"
+    assert disagreement(learner, group) is None
+    together = losses_and_gradient(learner, group, "layers")
+    alone = losses_and_gradient(learner, group, "loop")
+    torch.testing.assert_close(together, alone)
+    learner.update_running(together[2])
+    learner.eval()
+    with torch.no_grad():
+        found = [
+            task_losses(learner, [group], training=False)[0]
+            for learner.way in ("layers", "loop")
+        ]
+    torch.testing.assert_close(*found)
+
+
+def test_an_embedding_that_mixes_rows_is_left_to_vmap(make_group):
+    group = make_group(3, n_features=4, n_classes=3)
+    learner = Prototypes(Centered().double())
+    learner.way = "layers"
+    task_losses(learner, [group])
+    assert learner.way == "vmap"
 
 
 @pytest.mark.parametrize("transductive", [False, True])
