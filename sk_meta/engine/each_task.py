@@ -11,7 +11,7 @@ from torch.func import vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from sk_meta.networks import MLP, Conv4, LayerNorm
+from sk_meta.networks import MLP, Conv4, LayerNorm, channels_last
 
 _ROW_WISE = {
     MLP,
@@ -134,8 +134,7 @@ def each_task(function: Callable, tensors, learner):
                 failure = error
         with _fused(learner.norms):
             results = [
-                of_one(*map(_channels_last, task))
-                for task in zip(*present, strict=True)
+                of_one(*map(channels_last, task)) for task in zip(*present, strict=True)
             ]
     if failure is not None:
         fall_back(learner, "loop", f"vmap failed: {failure}")
@@ -152,15 +151,3 @@ def _fused(norms):
     finally:
         for layer in norms:
             layer.fused = False
-
-
-def _channels_last(tensor):
-    """Images in the layout that convolutions on a CPU are fastest in."""
-    if tensor.ndim != 4 or not tensor.is_floating_point():
-        return tensor
-    n_channels, height, width = tensor.shape[1:]
-    if n_channels == 1:
-        # Both layouts are the same numbers; the strides say which one is meant.
-        strides = (height * width, 1, width, 1)
-        return tensor.contiguous().as_strided(tensor.shape, strides)
-    return tensor.contiguous(memory_format=torch.channels_last)

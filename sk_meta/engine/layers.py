@@ -19,6 +19,7 @@ from sk_meta.networks import (
     InstanceNorm,
     LayerNorm,
     batch_norms,
+    channels_last,
     in_precision,
 )
 
@@ -304,7 +305,8 @@ class StackedNetwork:
         self.one = X.new_ones(())
         for layer in self.layers.values():
             layer.seen = []
-        Z = in_precision(self.module, X.reshape(-1, *X.shape[2:]), self.precision)
+        rows = channels_last(X.reshape(-1, *X.shape[2:]))
+        Z = in_precision(self.module, rows, self.precision)
         if len(Z) != X.shape[0] * X.shape[1]:
             raise Opaque(f"{X.shape[0] * X.shape[1]} rows became {len(Z)}")
         return Z.view(*X.shape[:2], *Z.shape[1:])
