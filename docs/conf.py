@@ -42,6 +42,8 @@ coverage_check_modules = [
     "sk_meta.networks",
     "sk_meta.learner",
     "sk_meta.metrics",
+    "sk_meta.checkpoint",
+    "sk_meta.distributed",
     "sk_meta.onnx",
 ]
 

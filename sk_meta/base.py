@@ -465,8 +465,8 @@ def _moved(state, device):
 
 
 def _seed(random_state):
-    if random_state is None:  # fresh entropy: the global generators stay untouched
-        return int(np.random.SeedSequence().generate_state(1)[0] >> 1)
+    if random_state is None:  # the net draws one
+        return None
     return int(check_random_state(random_state).randint(2**31 - 1))
 
 

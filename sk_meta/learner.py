@@ -142,7 +142,12 @@ class Learner(nn.Module):
 
     def loss(self, scores, query: Query, support: Support) -> Tensor:
         """Loss of one task, given its scores; by default the mean over query rows."""
-        return weighted_mean(self.row_loss(scores, query.y), query.weight)
+        return weighted_mean(self.loss_of_rows(scores, query.y), query.weight)
+
+    def loss_of_rows(self, scores, y):
+        """Losses (n,) of the rows of one task; those of several targets averaged."""
+        losses = self.row_loss(scores, y)
+        return losses if losses.ndim == 1 else losses.flatten(1).mean(1)
 
     def why_apart(self) -> str | None:
         """Why tasks cannot be computed by `together`; None where they can."""
@@ -159,7 +164,7 @@ class Learner(nn.Module):
     def row_losses(self, scores, y):
         """Losses (n_tasks, n) of the rows of stacked tasks."""
         flat = tree_map(lambda part: part.flatten(0, 1), scores)
-        return self.row_loss(flat, y.flatten(0, 1)).view(y.shape[:2])
+        return self.loss_of_rows(flat, y.flatten(0, 1)).view(y.shape[:2])
 
     def call(self, X, parameters=None, source="batch", statistics=()):
         """The network as a pure function, see `networks.call`."""

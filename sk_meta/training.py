@@ -10,6 +10,7 @@ from skorch.callbacks import Callback
 from skorch.dataset import Dataset
 from torch.utils.data import DataLoader
 
+from sk_meta.checkpoint import ResumableCheckpoint
 from sk_meta.engine.batching import task_losses
 from sk_meta.engine.compiled import CompiledSteps
 from sk_meta.engine.each_task import can_pad, fall_back, preferred_way
@@ -151,12 +152,15 @@ class TaskNet(NeuralNet):
         n_outputs : int or None
             Length of the network's output that the method needs; None leaves it to
             the network.
-        seed : int
+        seed : int or None
+            None draws one.
 
         Returns
         -------
         self
         """
+        self.seed_ = seed
+        seed = self.fresh_seed() if seed is None else seed
         self.make_learner_ = make_learner
         self.n_outputs_ = n_outputs
         self.input_shape_ = dataset.schema.shape
@@ -203,6 +207,24 @@ class TaskNet(NeuralNet):
             if reason is not None:
                 fall_back(learner, "vmap", reason)
         learner.precision = _PRECISIONS[self.precision]
+
+    def fresh_seed(self):
+        """A seed where the user gives none; the global generators stay untouched."""
+        return int(np.random.SeedSequence().generate_state(1)[0] >> 1)
+
+    def initialize_callbacks(self):
+        """As in skorch; a checkpoint comes last, and sees what the others did."""
+        super().initialize_callbacks()
+        self.callbacks_.sort(key=lambda cb: isinstance(cb[1], ResumableCheckpoint))
+        return self
+
+    def fit_loop(self, X, y=None, epochs=None, **kwargs):
+        """As in skorch, without the epochs that a checkpoint has brought."""
+        epochs = self.max_epochs if epochs is None else epochs
+        for _, callback in self.callbacks_:
+            if isinstance(callback, ResumableCheckpoint):
+                epochs -= callback.n_resumed_
+        return super().fit_loop(X, y, epochs, **kwargs)
 
     def _build_network(self):
         module, given = self.module, self.get_params_for("module")

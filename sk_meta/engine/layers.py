@@ -74,7 +74,7 @@ class _Linear:
                 else:
                     one = self.network.one
                     overlap = torch.baddbmm(one, rows, self.inputs.mT)
-                rate = -self.network.learning_rate
+                rate = self.network.rate
                 Z = torch.baddbmm(Z, overlap, self.changes, alpha=rate)
         Z = Z.view(*X.shape[:-1], -1)
         if self.network.recording:
@@ -85,7 +85,7 @@ class _Linear:
         """Take a gradient step: inputs (n_tasks, n, d_in), gradient at the outputs."""
         changes = changes.reshape(*inputs.shape[:2], -1).to(self.weight.dtype)
         inputs = inputs.to(self.weight.dtype)
-        rate = -self.network.learning_rate
+        rate = self.network.rate
         if self.own is None and self.network.keeps_factors(self.weight, inputs):
             if self.inputs is not None:
                 inputs = torch.cat([self.inputs, inputs], 1)
@@ -162,7 +162,7 @@ class _Norm:
     def step(self, normalized, changes):
         """Take a gradient step, from the gradient at the outputs."""
         shape = self._shape(normalized)
-        rate = -self.network.learning_rate
+        rate = self.network.rate
         n_tasks = self.network.n_tasks
 
         def summed(values):
@@ -224,7 +224,7 @@ class StackedNetwork:
     module : torch.nn.Module
         `why_opaque` has nothing against it.
     n_tasks : int
-    learning_rate : float, default=0.0
+    learning_rate : float or scalar tensor, default=0.0
         Of the steps.
     n_steps : int, default=0
         Steps to come; with the next two, decides between factors and matrices.
@@ -250,7 +250,9 @@ class StackedNetwork:
         self.module = module
         self.precision = precision
         self.n_tasks = n_tasks
-        self.learning_rate = learning_rate
+        # A tensor cannot be the factor of a fused operation.
+        self.scale = learning_rate if torch.is_tensor(learning_rate) else None
+        self.rate = -1.0 if self.scale is not None else -learning_rate
         self.n_steps, self.n_support, self.n_query = n_steps, n_support, n_query
         self.factors = factors
         self.recording = False
@@ -343,6 +345,8 @@ class StackedNetwork:
         for (layer, inputs, _, _), change in zip(records, changes, strict=True):
             if change is None:  # an output that the loss does not depend on
                 continue
+            if self.scale is not None:
+                change = change * self.scale
             layer.step(inputs.detach() if first_order else inputs, change)
 
     def _recorded(self, loss, X):

@@ -79,7 +79,7 @@ class MAML(Learner):
 
         def loss(parameters):
             scores = _open(self.call(support.X, parameters)[0], closed)
-            return weighted_mean(self.row_loss(scores, support.y), support.weight)
+            return weighted_mean(self.loss_of_rows(scores, support.y), support.weight)
 
         parameters = gradient_descent(
             loss,

@@ -61,7 +61,7 @@ class Prototypes(EmbeddingLearner):
             same = same & (support.weight > 0)
         present = same.any(1).to(scores.dtype)
         weight = present if query.weight is None else present * query.weight
-        return weighted_mean(self.row_loss(scores, query.y), weight)
+        return weighted_mean(self.loss_of_rows(scores, query.y), weight)
 
 
 class PrototypicalClassifier(MetaClassifier):

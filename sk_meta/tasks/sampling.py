@@ -5,14 +5,16 @@ from numbers import Integral
 
 import numpy as np
 
-from sk_meta.tasks.task import Task, take_rows
+from sk_meta.tasks.disk import View, on_disk
+
+# Constants of SplitMix64.
+_STEP = np.uint64(0x9E3779B97F4A7C15)
+_FACTORS = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+_SHIFTS = np.uint64(30), np.uint64(27), np.uint64(31)
 
 
-class Episode(Task):
-    """A task that is a view: it holds row positions, and takes the rows when asked.
-
-    Made by `EpisodeSampler`.
-    """
+class Episode(View):
+    """A view of a table, made by `EpisodeSampler`."""
 
     def __init__(self, table, rows, y, n_support, name=None):
         self.table = table
@@ -23,18 +25,10 @@ class Episode(Task):
         self.metadata = self.sample_weight = self.labeled = None
         self.name = name
 
-    @property
-    def X(self):
-        """Features, taken from the table on each access."""
-        return take_rows(self.table, self.rows)
-
     def replace_table(self, table):
         """The same episode over another table with the same rows."""
         n_support = int(self.support.sum())
         return Episode(table, self.rows, self.y, n_support, self.name)
-
-    def __len__(self):
-        return len(self.rows)
 
 
 class EpisodeSampler(Sequence):
@@ -95,7 +89,7 @@ class EpisodeSampler(Sequence):
         groups=None,
         random_state=0,
     ):
-        self.X = X if hasattr(X, "iloc") else np.asarray(X)
+        self.X = X if hasattr(X, "iloc") or on_disk(X) else np.asarray(X)
         self.y = np.asarray(y)
         self.groups = None if groups is None else np.asarray(groups)
         self.n_way, self.n_shot, self.n_query = n_way, n_shot, n_query
@@ -126,8 +120,11 @@ class EpisodeSampler(Sequence):
                 "or n_shot, or leave these classes out."
             )
         self._check_groups(code)
-        self._rows = np.split(np.argsort(code, kind="stable"), np.cumsum(counts)[:-1])
+        # The rows of class k are _order[_starts[k] : _starts[k] + _counts[k]].
+        self._order = np.argsort(code, kind="stable")
+        self._counts, self._starts = counts, np.cumsum(counts) - counts
         self._pools = self._make_pools(code)
+        self._seed = _mixed(np.array([random_state % 2**64], dtype=np.uint64))
 
     def _check_groups(self, code):
         if self.groups is None:
@@ -148,10 +145,10 @@ class EpisodeSampler(Sequence):
     def _make_pools(self, code):
         """The sets of classes that an episode may be drawn from."""
         if self.groups is None:
-            pools = [np.arange(len(self.classes_))]
+            pools = [range(len(self.classes_))]
         else:
             pools = [
-                np.unique(code[self.groups == group])
+                np.unique(code[self.groups == group]).tolist()
                 for group in np.unique(self.groups)
             ]
         enough = [pool for pool in pools if len(pool) >= self.n_way]
@@ -172,21 +169,56 @@ class EpisodeSampler(Sequence):
         if not -len(self) <= index < len(self):
             raise IndexError(f"episode {index} of {len(self)}")
         index = int(index) % len(self)
-        rng = np.random.default_rng((self.random_state, index))
-        pool = self._pools[rng.integers(len(self._pools))]
-        classes = rng.choice(pool, self.n_way, replace=False)
-        n_rows = self.n_shot + self.n_query
-        drawn = np.stack(
-            [
-                self._rows[c][rng.permutation(len(self._rows[c]))[:n_rows]]
-                for c in classes
-            ]
-        )
-        rows = np.concatenate(
-            [drawn[:, : self.n_shot].ravel(), drawn[:, self.n_shot :].ravel()]
-        )
+        (rows,), _ = self.draw(np.array([index]))
         n_support = self.n_way * self.n_shot
         return Episode(self.X, rows, self.y[rows], n_support, f"episode {index}")
+
+    def draw(self, indices):
+        """Rows of many episodes at once.
+
+        Parameters
+        ----------
+        indices : int array of shape (n_episodes,)
+
+        Returns
+        -------
+        rows : int array of shape (n_episodes, n_way * (n_shot + n_query))
+            Positions in `X`: the support sets, class by class, then the query sets.
+        codes : int array of that shape
+            Class of each row, as its rank among the classes of the episode.
+        """
+        n = len(indices)
+        seeds = _mixed(self._seed + indices.astype(np.uint64) * _STEP)
+        uniform = (_stream(seeds, 0, 1 + self.n_way) >> np.uint64(11)) * 2.0**-53
+        classes = np.array([self._draw_classes(*u) for u in uniform.tolist()])
+        counts = self._counts[classes]
+        width = int(counts.max())
+        keys = _stream(seeds, 1 + self.n_way, width * self.n_way)
+        # A class's numbers must not depend on the width: other episodes decide it.
+        keys = keys.reshape(n, width, self.n_way).swapaxes(1, 2)
+        if counts.min() < width:
+            keys[np.arange(width) >= counts[..., None]] = np.iinfo(np.uint64).max
+        picked = keys.argsort(axis=-1)[..., : self.n_shot + self.n_query]
+        picked += self._starts[classes][..., None]
+        rows = self._order[picked]
+        ranks = classes.argsort(axis=1).argsort(axis=1)
+        support, query = rows[..., : self.n_shot], rows[..., self.n_shot :]
+        rows = np.concatenate([support.reshape(n, -1), query.reshape(n, -1)], axis=1)
+        sizes = self.n_shot, self.n_query
+        codes = np.concatenate([ranks.repeat(size, axis=1) for size in sizes], axis=1)
+        return rows, codes
+
+    def _draw_classes(self, first, *others):
+        """n_way different classes of a pool, from uniform numbers."""
+        pool = self._pools[int(first * len(self._pools))]
+        moved, chosen = {}, []
+        for i, uniform in enumerate(
+            others
+        ):  # the first steps of a Fisher-Yates shuffle
+            j = i + int(uniform * (len(pool) - i))
+            chosen.append(pool[moved.get(j, j)])
+            moved[j] = moved.get(i, i)
+        return chosen
 
     def replace_table(self, table):
         """The same episodes over another table with the same rows."""
@@ -206,6 +238,26 @@ class EpisodeSampler(Sequence):
             f"EpisodeSampler({self.n_episodes} episodes, n_way={self.n_way}, "
             f"n_shot={self.n_shot}, n_query={self.n_query})"
         )
+
+
+def _mixed(x):
+    """Scatter 64-bit numbers, in place: the output function of SplitMix64."""
+    x ^= x >> _SHIFTS[0]
+    x *= _FACTORS[0]
+    x ^= x >> _SHIFTS[1]
+    x *= _FACTORS[1]
+    x ^= x >> _SHIFTS[2]
+    return x
+
+
+def _stream(seeds, start, length):
+    """Random 64-bit numbers (n, length), from position `start` of the seeds' streams.
+
+    SplitMix64 (Steele, Lea, Flood 2014): unlike a generator, it costs nothing to start
+    anew for each episode.
+    """
+    steps = np.arange(start + 1, start + 1 + length, dtype=np.uint64)
+    return _mixed(seeds[:, None] + steps * _STEP)
 
 
 def _codes(values):

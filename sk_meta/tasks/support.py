@@ -47,6 +47,15 @@ def evaluation_generator(task, evaluation_seed: int) -> np.random.Generator:
     return np.random.default_rng((evaluation_seed, zlib.crc32(content)))
 
 
+def rows_drawn(n_rows: np.ndarray, size: int | float, of_classes: bool) -> np.ndarray:
+    """How many of `n_rows` rows are drawn: at least one.
+
+    One row of a class is left where it has two.
+    """
+    wanted = np.rint(size * n_rows) if isinstance(size, float) else size
+    return np.maximum(1, np.minimum(wanted, n_rows - of_classes)).astype(np.int64)
+
+
 def draw_support(
     codes: np.ndarray | None,
     usable: np.ndarray,
@@ -77,9 +86,46 @@ def draw_support(
         order = np.argsort(codes[shuffled], kind="stable")
         counts = np.bincount(codes[shuffled])
         strata = np.split(shuffled[order], np.cumsum(counts[counts > 0])[:-1])
-    drawn = []
-    for rows in strata:
-        wanted = round(size * len(rows)) if isinstance(size, float) else size
-        keep = 1 if codes is not None else 0
-        drawn.append(rows[: max(1, min(wanted, len(rows) - keep))])
+    n_rows = np.array([len(rows) for rows in strata])
+    n_drawn = rows_drawn(n_rows, size, codes is not None)
+    drawn = [rows[:n] for rows, n in zip(strata, n_drawn, strict=True)]
     return rng.permutation(np.concatenate(drawn))
+
+
+def draw_supports(
+    n_rows: np.ndarray,
+    task: np.ndarray,
+    size: int | float,
+    of_classes: bool,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """Support sets of many tasks at once.
+
+    Parameters
+    ----------
+    n_rows : int array of shape (n_strata,)
+        Rows of each stratum: a class of a task, or a whole regression task.
+    task : int array of shape (n_strata,)
+        Task of each stratum, in ascending order.
+    size : int or float
+        As in `draw_support`.
+    of_classes : bool
+        Whether strata are classes.
+    rng : numpy.random.Generator
+
+    Returns
+    -------
+    int array of shape (n_rows.sum(),)
+        Positions among the rows of all strata, one after the other. Task by task, the
+        support set, of `rows_drawn` rows a stratum, then the other rows, both shuffled.
+    """
+    # Sorting by a whole number plus a random fraction shuffles within equal numbers.
+    # Of 24 bits, so that the sum is exact.
+    stratum = np.repeat(np.arange(len(n_rows)), n_rows)
+    order = (stratum + rng.random(len(stratum), dtype=np.float32)).argsort()
+    if not of_classes:
+        return order
+    rank = np.arange(len(order)) - np.repeat(np.cumsum(n_rows) - n_rows, n_rows)
+    left = rank >= np.repeat(rows_drawn(n_rows, size, of_classes), n_rows)
+    part = 2 * np.repeat(task, n_rows) + left
+    return order[(part + rng.random(len(part), dtype=np.float32)).argsort()]

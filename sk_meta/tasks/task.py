@@ -64,6 +64,22 @@ class Task:
         name=None,
     ):
         self.X = X if hasattr(X, "iloc") else np.asarray(X)
+        self._describe(
+            self.X,
+            len(self.X),
+            y,
+            support,
+            labels,
+            metadata,
+            sample_weight,
+            labeled,
+            name,
+        )
+
+    def _describe(
+        self, X, n_rows, y, support, labels, metadata, sample_weight, labeled, name
+    ):
+        """Check and keep all but the features; `X` tells their rank."""
         self.name = None if name is None else str(name)
         self.metadata = metadata
         self.labels = labels
@@ -71,9 +87,9 @@ class Task:
             raise ValueError(
                 f"labels of {self.label()} must be 'shared' or 'local', got {labels!r}."
             )
-        if self.X.ndim < 2:
+        if X.ndim < 2:
             raise ValueError(
-                f"X of {self.label()} has {self.X.ndim} dimension(s); expected at "
+                f"X of {self.label()} has {X.ndim} dimension(s); expected at "
                 "least 2. Reshape a single feature with X.reshape(-1, 1)."
             )
         if y is None:
@@ -83,7 +99,6 @@ class Task:
                 "Task.from_support_query(Xs, ys, Xq)."
             )
         self.y = np.asarray(y)
-        n_rows = len(self.X)
         if not n_rows:
             raise ValueError(f"{self.label()} has no rows. Leave it out.")
         self.sample_weight = (

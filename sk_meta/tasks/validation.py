@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from sk_meta.tasks.sampling import Episode, EpisodeSampler
+from sk_meta.tasks.disk import table_of
+from sk_meta.tasks.sampling import EpisodeSampler
 from sk_meta.tasks.task import Task
 
 
@@ -211,7 +212,7 @@ class Schema:
         lazy = isinstance(tasks, EpisodeSampler)
         looked_at = tasks[:1] if lazy else tasks
         first = looked_at[0]
-        X = first.preview() if hasattr(first, "preview") else first.X
+        X = first.preview() if hasattr(first, "preview") else table_of(first)
         schema = cls(classification, tuple(np.shape(X)[1:]), feature_names(X))
         _check_features_agree(looked_at)
         if classification:
@@ -309,7 +310,7 @@ class Schema:
 
 
 def _check_features_agree(tasks):
-    tables = [task.table if isinstance(task, Episode) else task.X for task in tasks]
+    tables = [table_of(task) for task in tasks]
     shapes = [np.shape(table)[1:] for table in tables]
     common = max(set(shapes), key=shapes.count)
     names = feature_names(tables[0])

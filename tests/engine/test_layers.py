@@ -291,6 +291,18 @@ def test_regression_of_any_shape(
     torch.testing.assert_close(together, alone)
 
 
+def test_the_rate_may_be_a_tensor(make_group):
+    group = make_group(3, n_features=4, n_classes=3)
+    learner = make_learner(Residual())
+    known = losses_and_gradient(learner, group, "layers")
+    learner.inner_lr = torch.tensor(0.2, dtype=torch.float64, requires_grad=True)
+    torch.testing.assert_close(losses_and_gradient(learner, group, "layers"), known)
+    found = learner.inner_lr.grad
+    learner.inner_lr.grad = None
+    losses_and_gradient(learner, group, "loop")
+    torch.testing.assert_close(found, learner.inner_lr.grad)
+
+
 def test_reasons_name_the_layer():
     assert why_opaque(MLP(4, 3), adapted=True) is None
     reason = why_opaque(nn.Sequential(nn.Linear(4, 3), nn.PReLU()), adapted=True)

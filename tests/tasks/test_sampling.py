@@ -49,6 +49,37 @@ def test_an_item_is_the_same_whenever_it_is_asked_for():
     assert other[0].rows.tolist() != forward[0]
 
 
+@given(st.lists(st.integers(0, 10**6 - 1), min_size=1, max_size=9), st.booleans())
+def test_many_episodes_at_once_are_the_same_ones(indices, uneven):
+    """With codes that are ranks of the classes, as np.unique would give."""
+    y = np.where(np.arange(len(Y)) < 12, 5, Y) if uneven else Y
+    sampler = EpisodeSampler(X, y, 3, 1, 2, 10**6, random_state=4)
+    rows, codes = sampler.draw(np.array(indices))
+    assert rows.shape == codes.shape == (len(indices), 9)
+    for index, row, code in zip(indices, rows, codes, strict=True):
+        np.testing.assert_array_equal(sampler[index].rows, row)
+        np.testing.assert_array_equal(np.unique(y[row], return_inverse=True)[1], code)
+
+
+def test_pairs_of_rows_are_drawn_independently():
+    """Neighbouring episodes have no more in common than chance has it."""
+    tasks = EpisodeSampler(X, Y, 3, 1, 2, 2001)[:]
+    drawn = np.zeros((len(tasks), len(Y)))
+    for i, task in enumerate(tasks):
+        drawn[i, task.rows] = 1
+    drawn -= 9 / len(Y)
+    products = (drawn[1:] * drawn[:-1]).sum(axis=1)
+    assert abs(products.mean()) < 4 * products.std() / np.sqrt(len(products))
+
+
+def test_negative_seeds_are_seeds_too():
+    found = [
+        EpisodeSampler(X, Y, 3, 1, 2, random_state=seed)[0].rows.tolist()
+        for seed in (-1, -1, 0, 2**63, 1)
+    ]
+    assert found[0] == found[1] and len(set(map(tuple, found))) >= 4
+
+
 def test_global_generators_are_left_alone():
     np.random.seed(0)  # noqa: NPY002
     before = np.random.get_state()[1].copy()  # noqa: NPY002

@@ -7,7 +7,12 @@ from torch.utils.data import Subset
 
 from sk_meta import EpisodeSampler, Task
 from sk_meta.tasks import make_blob_tasks
-from sk_meta.tasks.stacking import MetaBatches, TaskDataset, numeric_metadata
+from sk_meta.tasks.stacking import (
+    MetaBatches,
+    TaskDataset,
+    merge_sizes,
+    numeric_metadata,
+)
 from sk_meta.tasks.validation import Schema
 
 
@@ -79,6 +84,130 @@ def blobs():
     return [Task(t.X, t.y, labels="local") for t in made]
 
 
+def assert_same(group, other, rows=slice(None)):
+    """Groups hold the same tensors; of the first, `rows` alone."""
+    for part in ("support", "query"):
+        for found, expected in zip(
+            getattr(group, part), getattr(other, part), strict=True
+        ):
+            if torch.is_tensor(expected):
+                assert torch.equal(found[rows], expected)
+            else:
+                assert found == expected
+
+
+def test_tasks_of_one_size_are_stacked_as_among_others(make_dataset):
+    """They take a shorter way where the list has no others."""
+    tasks = [numbered_task(i, 3, 4, metadata=[1.0 * i]) for i in range(8)]
+    schema = Schema.from_tasks(tasks, False)
+    alone = TaskDataset(tasks, schema, 1, 0, "cpu")
+    among = TaskDataset([*tasks, numbered_task(8, 3, 2)], schema, 1, 0, "cpu")
+    for pad in (False, True):
+        (group,), (other, _) = alone.batch([5, 2], pad=pad), among.batch([5, 2, 8])
+        assert_same(group, other)
+        assert group.support.X.is_contiguous() and group.query.X.is_contiguous()
+
+
+@pytest.mark.parametrize("classification", [False, True])
+def test_given_and_drawn_support_sets_in_one_batch(
+    classification, make_dataset, make_ragged_tasks
+):
+    given_ones = make_ragged_tasks(classification)
+    tasks = [
+        Task(t.X, t.y, support=None if i in (1, 6, 9) else t.support, name=t.name)
+        for i, t in enumerate(given_ones)
+    ]
+    dataset = make_dataset(tasks, classification, support_size=2)
+    dataset.check_draws()
+    for rng in (None, np.random.default_rng(0)):
+        indices = [7, 0, 3, 4, 9, 6, 1]
+        for group in dataset.batch(indices, rng):
+            for row, position in enumerate(group.positions):
+                task = tasks[indices[position]]
+                _, support, query = group.draws[row]
+                assert sorted([*support, *query]) == list(range(len(task)))
+                for part, rows in ((group.support, support), (group.query, query)):
+                    np.testing.assert_array_equal(
+                        part.X[row].numpy(), task.X[rows].astype(np.float32)
+                    )
+                if task.support is not None:
+                    assert task.support[support].all() and not task.support[query].any()
+                elif not classification:
+                    assert len(support) == 2
+
+
+def test_the_same_generator_draws_the_same(blobs, make_dataset):
+    dataset = make_dataset(blobs, support_size=(1, 3))
+    first, second = (
+        list(MetaBatches(dataset, 4, np.random.default_rng(5))) for _ in range(2)
+    )
+    for batch, other in zip(first, second, strict=True):
+        for group, same in zip(batch, other, strict=True):
+            assert_same(group, same)
+
+
+def test_batches_stacked_in_a_row_are_those_stacked_one_by_one(blobs, make_dataset):
+    dataset, rng = make_dataset(blobs * 10), np.random.default_rng(1)
+    found = MetaBatches(dataset, 3, np.random.default_rng(1))
+    order = rng.permutation(100)
+    for i, batch in enumerate(found):
+        (expected,) = dataset.batch(order[3 * i : 3 * i + 3], rng)
+        (group,) = batch
+        assert_same(group, expected)
+
+
+SIZES = st.tuples(st.integers(0, 1), st.integers(1, 150), st.integers(1, 150))
+
+
+@given(st.dictionaries(SIZES, st.integers(1, 4), min_size=1, max_size=20))
+def test_sizes_are_joined_within_a_bound(counts):
+    sizes = [size for size, count in counts.items() for _ in range(count)]
+    groups = {}
+    for position, size in enumerate(sizes):
+        groups.setdefault(size, []).append(position)
+    joined = merge_sizes(groups)
+    assert sorted(np.concatenate(joined).tolist()) == list(range(len(sizes)))
+    filled = 0
+    for members in joined:
+        kind, support, query = np.array([sizes[i] for i in members]).T
+        assert len(set(kind)) == 1
+        filled += len(members) * (support.max() + query.max())
+    assert filled <= 1.35 * sum(support + query for _, support, query in sizes)
+    assert len(joined) <= len(groups)
+
+
+def test_sizes_from_3_to_300_make_few_groups():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        groups = {}
+        for position, n in enumerate(rng.integers(3, 301, 25).tolist()):
+            groups.setdefault((0, 1 + n // 3, n - n // 3 - 1), []).append(position)
+        assert len(merge_sizes(groups)) <= 4 < len(groups)
+
+
+def test_a_sampler_draws_what_is_visited_and_no_more(make_dataset, monkeypatch):
+    X, y = np.ones((24, 2)), np.arange(24) % 4
+    drawn, draw = [], EpisodeSampler.draw
+    monkeypatch.setattr(
+        EpisodeSampler, "draw", lambda self, i: drawn.extend(i) or draw(self, i)
+    )
+    dataset = make_dataset(EpisodeSampler(X, y, 2, 1, 2, n_episodes=10**6))
+    dataset.check_draws()
+    assert len(drawn) < 5
+    batches = iter(MetaBatches(dataset, 8, np.random.default_rng(0)))
+    for _ in range(3):
+        next(batches)
+    assert len(drawn) < 5 + 8 * 40
+
+
+def test_episodes_of_a_regression(make_dataset):
+    X, y = np.random.default_rng(0).normal(size=(24, 2)), np.arange(24) % 4
+    sampler = EpisodeSampler(X, y, 2, 1, 2, n_episodes=5)
+    (group,) = (dataset := make_dataset(sampler, classification=False)).batch([3])
+    y = unscaled(dataset, group.support.y)
+    np.testing.assert_allclose(y[0, :, 0], sampler[3].y_support, rtol=1e-5, atol=1e-5)
+
+
 def test_evaluation_batches_are_the_same_each_time(blobs, make_dataset):
     dataset = make_dataset(blobs, support_size=(1, 3))
     batches = [dataset.batch(range(10)) for _ in range(2)]
@@ -92,7 +221,7 @@ def test_evaluation_batches_are_the_same_each_time(blobs, make_dataset):
 
 
 def drawn(dataset, index):
-    return dataset.draw(index, None, None)[1].tolist()
+    return dataset.evaluation_draw(index)[0].tolist()
 
 
 def test_evaluation_draws_ignore_position_neighbours_and_features(blobs, make_dataset):
@@ -177,6 +306,8 @@ def test_one_table_on_the_device_and_no_copies(make_dataset):
     dataset = make_dataset(sampler)
     assert np.shares_memory(dataset.X.numpy(), X)
     (group,) = dataset.batch([5, 999_999])
+    assert group.draws[0][0].classes.tolist() == np.unique(sampler[5].y).tolist()
+    np.testing.assert_array_equal(group.draws[1][2], np.arange(2, 6))
     np.testing.assert_array_equal(group.support.X[1], sampler[999_999].X_support)
     np.testing.assert_array_equal(group.query.X[0], sampler[5].X_query)
     shared = [Task(X, np.arange(24) % 2, support=[i, i + 1]) for i in range(5)]
@@ -196,7 +327,7 @@ def test_rows_without_labels_are_neither_support_nor_scored(make_dataset):
     task = Task(np.arange(12.0)[:, None], np.arange(12) % 2, labeled=labeled)
     for scored in (True, False):
         dataset = make_dataset([task], scored=scored)
-        _, support, query = dataset.draw(0, None, None)
+        support, query = dataset.evaluation_draw(0)
         assert labeled[support].all()
         assert labeled[query].all() == scored
         assert len(support) + len(query) == (8 if scored else 12)

@@ -8,7 +8,9 @@ from sk_meta.tasks.support import (
     check_support_size,
     draw_size,
     draw_support,
+    draw_supports,
     evaluation_generator,
+    rows_drawn,
 )
 
 CODES = st.lists(st.integers(0, 3), min_size=1, max_size=30).map(np.array)
@@ -32,6 +34,42 @@ def test_draws_of_a_regression_task(n, size, seed):
     assert len(set(rows.tolist())) == len(rows)
     wanted = round(size * n) if isinstance(size, float) else size
     assert len(rows) == max(1, min(wanted, n))
+
+
+@given(
+    st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=4), min_size=1),
+    SIZES,
+    SEEDS,
+)
+def test_draws_for_many_tasks_at_once(tasks, size, seed):
+    """Strata of tasks, given by their sizes."""
+    n_rows = np.array([n for strata in tasks for n in strata])
+    task = np.repeat(np.arange(len(tasks)), [len(strata) for strata in tasks])
+    rng = np.random.default_rng(seed)
+    for of_classes in (True, False):
+        if not of_classes:
+            n_rows, task = np.bincount(task, n_rows).astype(int), np.arange(len(tasks))
+        order = draw_supports(n_rows, task, size, of_classes, rng)
+        assert sorted(order) == list(range(n_rows.sum()))
+        stratum = np.repeat(np.arange(len(n_rows)), n_rows)
+        n_drawn, start = rows_drawn(n_rows, size, of_classes), 0
+        for i in range(len(tasks)):
+            strata = np.flatnonzero(task == i)
+            mine = stratum[order[start : start + n_rows[strata].sum()]]
+            assert set(mine) == set(strata)  # tasks stay apart
+            support = mine[: n_drawn[strata].sum()]
+            counts = np.bincount(support, minlength=len(n_rows))[strata]
+            np.testing.assert_array_equal(counts, n_drawn[strata])
+            start += len(mine)
+
+
+def test_of_many_tasks_every_row_gets_its_turn_and_no_order_is_kept():
+    rng, n_rows, task = np.random.default_rng(0), np.full(4, 5), np.array([0, 0, 1, 1])
+    draws = np.stack([draw_supports(n_rows, task, 2, True, rng) for _ in range(200)])
+    for start in (0, 10):
+        support = draws[:, start : start + 4] - start
+        assert np.bincount(support.ravel(), minlength=10).min() > 40  # expected: 80
+        assert 20 < (support[:, 0] < 5).sum() < 180
 
 
 @given(CODES, SEEDS)
