@@ -176,6 +176,7 @@ class Learner(nn.Module):
             source=source,
             statistics=statistics,
             precision=self.precision if self.training else None,
+            fused=self.way == "loop",
         )
 
     def update_running(self, seen):

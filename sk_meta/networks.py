@@ -370,14 +370,16 @@ def batch_norms(module):
 
 
 @contextmanager
-def _source(norms, source, statistics):
+def _source(norms, source, statistics, fused):
     for layer, given in zip(norms, statistics or [()] * len(norms), strict=True):
         layer.source, layer.given, layer.seen = source, list(given), []
+        layer.fused = fused
     try:
         yield
     finally:
         for layer in norms:
             layer.source, layer.given, layer.seen = "batch", (), ()
+            layer.fused = False
 
 
 # A call puts parameters and statistics into the module for its duration.
@@ -402,6 +404,7 @@ def call(
     source="batch",
     statistics=(),
     precision=None,
+    fused=False,
 ):
     """Apply a network as a pure function.
 
@@ -421,6 +424,8 @@ def call(
         For "given": for each layer, one entry for each time it is used.
     precision : torch.dtype, default=None
         Of products and convolutions, as in torch.autocast; None leaves them alone.
+    fused : bool, default=False
+        Whether there is no vmap around, under which fused normalisation is wrong.
 
     Returns
     -------
@@ -438,7 +443,7 @@ def call(
 
         return in_precision(changed, X, precision)
 
-    with _one_at_a_time, _source(norms, source, statistics):
+    with _one_at_a_time, _source(norms, source, statistics, fused):
         output = forward()
         asked = source in ("trace", "record")
         seen = tuple(tuple(layer.seen) for layer in norms) if asked else ()

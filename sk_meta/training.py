@@ -1,7 +1,7 @@
 """TaskNet: meta-training as skorch users know it."""
 
 import inspect
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from skorch.dataset import Dataset
 from torch.utils.data import DataLoader
 
 from sk_meta.checkpoint import ResumableCheckpoint
+from sk_meta.engine.allocator import kept_memory
 from sk_meta.engine.batching import task_losses
 from sk_meta.engine.compiled import CompiledSteps
 from sk_meta.engine.each_task import can_pad, fall_back, preferred_way
@@ -165,14 +166,18 @@ class TaskNet(NeuralNet):
         self.n_outputs_ = n_outputs
         self.input_shape_ = dataset.schema.shape
         self.rng_ = np.random.default_rng(seed)
-        with seeded(seed, self.device):
+        with seeded(seed, self.device), self._allocator():
             return self.fit(dataset)
 
     def meta_partial_fit(self, dataset):
         """Train on: `max_epochs` more passes, over other tasks."""
         seed = int(self.rng_.integers(2**31))
-        with seeded(seed, self.device):
+        with seeded(seed, self.device), self._allocator():
             return self.partial_fit(dataset)
+
+    def _allocator(self):
+        on_cpu = torch.device(self.device).type == "cpu"
+        return kept_memory() if on_cpu and len(self.input_shape_) > 1 else nullcontext()
 
     def initialize_module(self):
         """Build the network for the tasks, and wrap it in the learner."""
@@ -297,6 +302,7 @@ class TaskNet(NeuralNet):
         self.module_.row_loss = self.criterion_
         compiled = CompiledSteps() if self.compile else None
         self.meta_step_ = MetaStep(self.max_memory, compiled)
+        self.told_ = not self.verbose
         return self
 
     def get_iterator(self, dataset, training=False):
@@ -321,6 +327,9 @@ class TaskNet(NeuralNet):
         loss, losses, seen = self.meta_step_(self.module_, batch, reduce)
         if seen:
             self.module_.update_running(seen)
+        if not self.told_:
+            self.told_ = True
+            print(self.how())
         return {"loss": loss, "y_pred": losses}
 
     def validation_step(self, batch, **fit_params):
@@ -329,6 +338,12 @@ class TaskNet(NeuralNet):
         with torch.no_grad():
             losses, _ = task_losses(self.module_, batch, training=False)
         return {"loss": losses.mean(), "y_pred": losses}
+
+    def how(self):
+        """How meta-batches are computed, and why, in words."""
+        learner = self.module_
+        compiled = ", compiled" if self.compile else ""
+        return f"Meta-batches: {learner.way}{compiled} ({learner.why})"
 
     def reduce_losses(self, losses):
         """(n_tasks,) -> scalar. A subclass may weigh the tasks."""
@@ -357,6 +372,8 @@ class Progress(Callback):
     def on_epoch_end(self, net, **kwargs):
         """Advance it."""
         last = net.history[-1]
+        if len(net.history) == 1:
+            self.bar_.write(net.how())
         losses = {k: last[k] for k in ("train_loss", "valid_loss") if k in last}
         self.bar_.set_postfix({k: f"{v:.4g}" for k, v in losses.items()})
         self.bar_.update()

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 from torch.func import grad
+from torch.utils.checkpoint import checkpoint
 
 Parameters = dict[str, Tensor]
 
@@ -22,6 +23,7 @@ def gradient_descent(
     learning_rate: float | Tensor,
     n_steps: int,
     first_order: bool = False,
+    again: bool = False,
 ) -> Parameters:
     """Plain gradient descent, differentiable with respect to where it starts.
 
@@ -35,24 +37,43 @@ def gradient_descent(
     n_steps : int
     first_order : bool, default=False
         Treat the gradients as constants, and keep no graph of them.
+    again : bool, default=False
+        Compute each step anew in the backward pass instead of keeping what it leaves
+        (gradient checkpointing); not under torch.func's transforms.
 
     Returns
     -------
     dict of tensors
     """
-    for _ in range(n_steps):
+    names = tuple(parameters)
+
+    def step(*values):
+        parameters = dict(zip(names, values, strict=True))
+        start = parameters
         if first_order:
             start = {name: value.detach() for name, value in parameters.items()}
+        if again:
+            with torch.enable_grad():
+                start = {name: value.requires_grad_() for name, value in start.items()}
+                gradients = torch.autograd.grad(
+                    loss(start), list(start.values()), create_graph=not first_order
+                )
+            gradients = dict(zip(names, gradients, strict=True))
         else:
-            start = parameters
-        gradients = grad(loss)(start)
+            gradients = grad(loss)(start)
         if first_order:
             gradients = {name: value.detach() for name, value in gradients.items()}
-        parameters = {
-            name: value - learning_rate * gradients[name]
+        return tuple(
+            value - learning_rate * gradients[name]
             for name, value in parameters.items()
-        }
-    return parameters
+        )
+
+    values = tuple(parameters.values())
+    for _ in range(n_steps):
+        values = (
+            checkpoint(step, *values, use_reentrant=False) if again else step(*values)
+        )
+    return dict(zip(names, values, strict=True))
 
 
 def prototypes(Z: Tensor, y: Tensor, weight: Tensor | None, n_classes: int):

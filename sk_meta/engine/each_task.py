@@ -3,7 +3,6 @@
 import logging
 import warnings
 from collections.abc import Callable
-from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -132,22 +131,9 @@ def each_task(function: Callable, tensors, learner):
                     return vmap(of_one, randomness="different")(*present)
             except RuntimeError as error:
                 failure = error
-        with _fused(learner.norms):
-            results = [
-                of_one(*map(channels_last, task)) for task in zip(*present, strict=True)
-            ]
+        results = [
+            of_one(*map(channels_last, task)) for task in zip(*present, strict=True)
+        ]
     if failure is not None:
         fall_back(learner, "loop", f"vmap failed: {failure}")
     return tree_map(lambda *each: torch.stack(each), *results)
-
-
-@contextmanager
-def _fused(norms):
-    """Torch's fused batch normalisation, whose gradients are right outside of vmap."""
-    for layer in norms:
-        layer.fused = True
-    try:
-        yield
-    finally:
-        for layer in norms:
-            layer.fused = False

@@ -8,11 +8,14 @@ more than the matrices, they are added up to one matrix per task. Both are exact
 autograd gives the second order.
 """
 
+import weakref
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils.checkpoint import checkpoint
 
 from sk_meta.networks import (
     BatchNorm,
@@ -53,29 +56,28 @@ class _Linear:
     def __init__(self, layer, network):
         self.weight, self.bias = layer.weight, layer.bias
         self.network = network
-        self.inputs = self.changes = self.own = None
+        self.state = None, None, None
         self.records = []
 
     def __call__(self, X):
         n_tasks = self.network.n_tasks
         rows = X.reshape(n_tasks, -1, X.shape[-1])
-        if self.own is not None:
-            weight, bias = self.own
+        inputs, changes, own = self.state
+        if own is not None:
+            weight, bias = own
             if bias is None:
                 Z = torch.bmm(rows, weight.mT)
             else:
                 Z = torch.baddbmm(bias, rows, weight.mT)
         else:
             Z = F.linear(X, self.weight, self.bias).view(n_tasks, rows.shape[1], -1)
-            if self.inputs is not None:
+            if inputs is not None:
                 # The bias is the weight of an input that is always 1.
                 if self.bias is None:
-                    overlap = torch.bmm(rows, self.inputs.mT)
+                    overlap = torch.bmm(rows, inputs.mT)
                 else:
-                    one = self.network.one
-                    overlap = torch.baddbmm(one, rows, self.inputs.mT)
-                rate = self.network.rate
-                Z = torch.baddbmm(Z, overlap, self.changes, alpha=rate)
+                    overlap = torch.baddbmm(X.new_ones(()), rows, inputs.mT)
+                Z = torch.baddbmm(Z, overlap, changes, alpha=self.network.rate)
         Z = Z.view(*X.shape[:-1], -1)
         if self.network.recording:
             self.records.append((rows, Z))
@@ -86,22 +88,23 @@ class _Linear:
         changes = changes.reshape(*inputs.shape[:2], -1).to(self.weight.dtype)
         inputs = inputs.to(self.weight.dtype)
         rate = self.network.rate
-        if self.own is None and self.network.keeps_factors(self.weight, inputs):
-            if self.inputs is not None:
-                inputs = torch.cat([self.inputs, inputs], 1)
-                changes = torch.cat([self.changes, changes], 1)
-            self.inputs, self.changes = inputs, changes
+        old_inputs, old_changes, own = self.state
+        if own is None and self.network.keeps_factors(self.weight, inputs):
+            if old_inputs is not None:
+                inputs = torch.cat([old_inputs, inputs], 1)
+                changes = torch.cat([old_changes, changes], 1)
+            self.state = inputs, changes, None
             return
-        if self.own is None:
+        if own is None:
             bias = self.bias
             if bias is not None:
                 bias = bias.expand(len(inputs), 1, -1)
-            self.own = self.weight.expand(len(inputs), -1, -1), bias
-        weight, bias = self.own
+            own = self.weight.expand(len(inputs), -1, -1), bias
+        weight, bias = own
         weight = torch.baddbmm(weight, changes.mT, inputs, alpha=rate)
         if bias is not None:
             bias = torch.add(bias, changes.sum(1, keepdim=True), alpha=rate)
-        self.own = weight, bias
+        self.state = None, None, (weight, bias)
 
 
 class _Norm:
@@ -110,7 +113,7 @@ class _Norm:
     def __init__(self, layer, network):
         self.layer, self.network = layer, network
         self.weight, self.bias = layer.weight, layer.bias
-        self.own = self.weight, self.bias
+        self.state = self.weight, self.bias
         self.records, self.seen = [], []
 
     def __call__(self, X):
@@ -120,7 +123,7 @@ class _Norm:
                 X,
                 layer.running_mean,
                 layer.running_var,
-                *self.own,
+                *self.state,
                 False,
                 0.0,
                 layer.eps,
@@ -131,7 +134,7 @@ class _Norm:
             normalized = layer.normalize(X)
         if self.weight is None:
             return normalized
-        scale, shift = self.own
+        scale, shift = self.state
         shape, rows = self._shape(X), normalized
         if scale is not self.weight:
             shape = (n_tasks, 1, *shape[1:])
@@ -170,11 +173,11 @@ class _Norm:
             axes = [1] + [a + 1 for a in range(1, values.ndim) if shape[a] == 1]
             return rows.sum(axes).view(n_tasks, *self.weight.shape)
 
-        scale, shift = self.own
+        scale, shift = self.state
         scale = torch.add(scale, summed(changes * normalized), alpha=rate)
         if shift is not None:
             shift = torch.add(shift, summed(changes), alpha=rate)
-        self.own = scale, shift
+        self.state = scale, shift
 
 
 _FOLLOWED = {
@@ -257,7 +260,6 @@ class StackedNetwork:
         self.factors = factors
         self.recording = False
         self.source, self.n_source = "batch", None
-        self.one = None
         adapted = n_steps > 0
         self.layers = {}
         for layer in module.modules():
@@ -266,16 +268,20 @@ class StackedNetwork:
                 adapted and any(p.requires_grad for p in layer.parameters(False))
             )
             if kind is not None and wanted:
-                self.layers[layer] = kind(layer, self)
+                # A weak reference: no cycle is to keep the tensors alive.
+                self.layers[layer] = kind(layer, weakref.proxy(self))
         self.adapted = [
             layer
             for layer in self.layers.values()
             if adapted and layer.weight is not None and layer.weight.requires_grad
         ]
-        self._saved = []
-        self._copies = False
+        self._saved, self._depth = [], 0
+        self._copies = self._probed = False
 
     def __enter__(self):
+        self._depth += 1
+        if self._depth > 1:
+            return self
         for layer, stacked in self.layers.items():
             self._saved.append((layer, dict(layer._parameters)))
             layer.forward = stacked
@@ -285,12 +291,13 @@ class StackedNetwork:
         return self
 
     def __exit__(self, *error):
+        self._depth -= 1
+        if self._depth:
+            return
         for layer, parameters in self._saved:
             del layer.forward
             layer._parameters.update(parameters)
         self._saved = []
-        # The layers know this object: no cycle is to keep the tensors alive.
-        self.layers, self.adapted = {}, []
 
     def __call__(self, X: Tensor, source: str = "batch", n_source: int | None = None):
         """Outputs of rows, (n_tasks, n, ...) -> (n_tasks, n, n_outputs).
@@ -304,7 +311,6 @@ class StackedNetwork:
             The first rows of each task, whose statistics are used; None for all.
         """
         self.source, self.n_source = source, n_source
-        self.one = X.new_ones(())
         for layer in self.layers.values():
             layer.seen = []
         rows = channels_last(X.reshape(-1, *X.shape[2:]))
@@ -348,6 +354,31 @@ class StackedNetwork:
             if self.scale is not None:
                 change = change * self.scale
             layer.step(inputs.detach() if first_order else inputs, change)
+
+    def step_again(self, loss, X: Tensor, first_order: bool):
+        """The same as `step`; computed anew in the backward pass instead of kept."""
+        if not self._probed:
+            # Whether outputs must be copied has to be known before.
+            self._probed = True
+            with self, torch.enable_grad():
+                self._recorded(loss, X)
+        forms = []
+
+        def step(X, *flat):
+            with self:
+                self._set_states(tree_unflatten(flat, before))
+                self.step(loss, X, first_order)
+            flat, after = tree_flatten([layer.state for layer in self.adapted])
+            forms.append(after)
+            return tuple(flat)
+
+        flat, before = tree_flatten([layer.state for layer in self.adapted])
+        flat = checkpoint(step, X, *flat, use_reentrant=False)
+        self._set_states(tree_unflatten(flat, forms[-1]))
+
+    def _set_states(self, states):
+        for layer, state in zip(self.adapted, states, strict=True):
+            layer.state = state
 
     def _recorded(self, loss, X):
         self.recording = True

@@ -46,6 +46,7 @@ class MAML(Learner):
         The same, outside of training.
     first_order : bool
     transductive : bool
+    gradient_checkpointing : bool
 
     References
     ----------
@@ -64,6 +65,7 @@ class MAML(Learner):
         n_adapt_steps,
         first_order=False,
         transductive=False,
+        gradient_checkpointing=False,
     ):
         super().__init__(module)
         self.n_outputs = n_outputs
@@ -72,6 +74,7 @@ class MAML(Learner):
         self.n_adapt_steps = n_adapt_steps
         self.first_order = first_order
         self.transductive = transductive
+        self.gradient_checkpointing = gradient_checkpointing
 
     def adapt(self, support):
         """See `Learner.adapt`."""
@@ -87,6 +90,7 @@ class MAML(Learner):
             self.inner_lr,
             self.n_inner_steps if self.training else self.n_adapt_steps,
             self.first_order,
+            self.gradient_checkpointing and self.training and self.way == "loop",
         )
         statistics = ()
         if self.norms and not self.transductive:
@@ -122,9 +126,11 @@ class MAML(Learner):
             n_query,
             self.precision if self.training else None,
         )
+        again = self.gradient_checkpointing and self.training
+        step = network.step_again if again else network.step
         with network:
             for _ in range(n_steps):
-                network.step(loss, support.X, self.first_order or not self.training)
+                step(loss, support.X, self.first_order or not self.training)
             if self.norms and not self.transductive:
                 # The query rows are normalised as the support set is.
                 both = torch.cat([support.X, X], 1)
@@ -156,6 +162,7 @@ class _MAMLParameters:
         "n_adapt_steps": [Interval(Integral, 1, None, closed="left"), None],
         "first_order": ["boolean"],
         "transductive": ["boolean"],
+        "gradient_checkpointing": ["boolean"],
     }
 
     def __init__(
@@ -167,6 +174,7 @@ class _MAMLParameters:
         n_adapt_steps=None,
         first_order=False,
         transductive=False,
+        gradient_checkpointing=False,
         support_size=5,
         evaluation_seed=0,
         random_state=None,
@@ -178,6 +186,7 @@ class _MAMLParameters:
         self.n_adapt_steps = n_adapt_steps
         self.first_order = first_order
         self.transductive = transductive
+        self.gradient_checkpointing = gradient_checkpointing
         self.support_size = support_size
         self.evaluation_seed = evaluation_seed
         self.random_state = random_state
@@ -191,6 +200,7 @@ class _MAMLParameters:
             n_adapt_steps=self.n_adapt_steps or self.n_inner_steps,
             first_order=self.first_order,
             transductive=self.transductive,
+            gradient_checkpointing=self.gradient_checkpointing,
         )
 
     def _n_network_outputs(self, schema):
@@ -218,6 +228,10 @@ class MAMLClassifier(_MAMLParameters, MetaClassifier):
     transductive : bool, default=False
         Whether batch normalisation uses the statistics of the query rows, as the paper
         does, so that a prediction depends on its neighbours; else the support set's.
+    gradient_checkpointing : bool, default=False
+        Compute inner steps anew in the backward pass instead of keeping what they
+        leave: memory that hardly grows with `n_inner_steps`, for half as much time
+        again. No effect under vmap.
     support_size : int, float or tuple, default=5
         Rows per class of the support set of a task that has none: a number, a fraction,
         or a range (low, high) drawn anew at each visit.
@@ -278,6 +292,10 @@ class MAMLRegressor(_MAMLParameters, MetaRegressor):
     transductive : bool, default=False
         Whether batch normalisation uses the statistics of the query rows, as the paper
         does, so that a prediction depends on its neighbours; else the support set's.
+    gradient_checkpointing : bool, default=False
+        Compute inner steps anew in the backward pass instead of keeping what they
+        leave: memory that hardly grows with `n_inner_steps`, for half as much time
+        again. No effect under vmap.
     support_size : int, float or tuple, default=5
         Rows of the support set of a task that has none: a number, a fraction,
         or a range (low, high) drawn anew at each visit.

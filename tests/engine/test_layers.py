@@ -11,6 +11,8 @@ from sk_meta.closed_form.alpaca import ALPaCA, BayesianDiscriminant
 from sk_meta.engine.batching import disagreement, task_losses
 from sk_meta.engine.each_task import preferred_way
 from sk_meta.engine.layers import StackedNetwork, why_opaque
+from sk_meta.engine.memory import peak_bytes
+from sk_meta.engine.meta_step import MetaStep
 from sk_meta.gradient_based.maml import MAML
 from sk_meta.metric_based.prototypes import Prototypes
 from sk_meta.networks import MLP, exact_normalization
@@ -172,6 +174,36 @@ def test_layer_by_layer_equals_a_loop(
     together = losses_and_gradient(learner, group, "layers")
     alone = losses_and_gradient(learner, group, "loop")
     torch.testing.assert_close(together, alone, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("first_order", [False, True])
+@pytest.mark.parametrize("way", ["layers", "loop"])
+@pytest.mark.parametrize("name", FOLLOWED)
+def test_gradient_checkpointing_changes_the_memory_alone(
+    name, way, first_order, make_group
+):
+    group = make_group(3, n_features=4, n_classes=3, weighted=True)
+    learner = make_learner(FOLLOWED[name](), first_order=first_order)
+    known = losses_and_gradient(learner, group, way)
+    learner.gradient_checkpointing = True
+    found = losses_and_gradient(learner, group, way)
+    torch.testing.assert_close(found, known, rtol=1e-9, atol=1e-11)
+    assert not any("forward" in vars(layer) for layer in learner.modules())
+
+
+@pytest.mark.parametrize("way", ["layers", "loop"])
+def test_checkpointed_memory_hardly_grows_with_the_steps(way, make_group):
+    group = make_group(3, n_support=60, n_features=4, n_classes=3)
+    growth = []
+    for checkpointing in (False, True):
+        peaks = []
+        for n_steps in (2, 20):
+            learner = make_learner(MLP(4, 3, (8, 8)), n_inner_steps=n_steps)
+            learner.gradient_checkpointing = checkpointing
+            learner.way, learner.checked = way, True
+            peaks.append(peak_bytes(MetaStep(), learner, [group]))
+        growth.append(peaks[1] - peaks[0])
+    assert growth[1] < growth[0] / 2, growth
 
 
 EMBEDDING = {
