@@ -13,6 +13,7 @@ _HOME = {
     "FewShotRegressor": "few_shot",
     "MAMLClassifier": "gradient_based.maml",
     "MAMLRegressor": "gradient_based.maml",
+    "MetaGridSearchCV": "search",
     "PrototypicalClassifier": "metric_based.prototypes",
     "Task": "tasks.task",
     "TaskNet": "training",

@@ -12,9 +12,9 @@ from torch.utils.data import DataLoader
 
 from sk_meta.checkpoint import ResumableCheckpoint
 from sk_meta.engine.allocator import kept_memory
-from sk_meta.engine.batching import task_losses
+from sk_meta.engine.batching import settle, task_losses
 from sk_meta.engine.compiled import CompiledSteps
-from sk_meta.engine.each_task import can_pad, fall_back, preferred_way
+from sk_meta.engine.each_task import padding, fall_back, preferred_way
 from sk_meta.engine.meta_step import MetaStep
 from sk_meta.learner import RowLoss
 from sk_meta.networks import MLP, Conv4, exact_normalization
@@ -308,7 +308,12 @@ class TaskNet(NeuralNet):
     def get_iterator(self, dataset, training=False):
         """Meta-batches of tasks, stacked on the device."""
         rng = self.rng_ if training else None
-        return MetaBatches(dataset, self.batch_size, rng, can_pad(self.module_))
+        batches = MetaBatches(dataset, self.batch_size, rng)
+        if training:
+            first = batches.dataset.batch(batches.indices[:2])
+            settle(self.module_, next(iter(first)))
+        batches.pad = can_pad(self.module_)
+        return batches
 
     def get_dataset(self, X, y=None):
         """The TaskDataset itself."""

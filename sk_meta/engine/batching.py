@@ -4,6 +4,7 @@ from copy import deepcopy
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from sk_meta.engine.each_task import each_task, fall_back
@@ -120,18 +121,30 @@ def disagreement(learner, group) -> str | None:
                 for layer in twin.modules():
                     if isinstance(layer, nn.modules.dropout._DropoutNd):
                         layer.p = 0.0  # other masks are no disagreement
-                losses, seen = group_losses(twin, group)
+                with _NoBranches():
+                    losses, seen = group_losses(twin, group)
                 losses.sum().backward()
                 if twin.way != way:
                     return twin.why
                 gradients = [p.grad for p in twin.parameters() if p.grad is not None]
                 found.append((losses.detach(), gradients, tree_flatten(seen)[0]))
+    except Opaque as error:
+        return str(error)
     except Exception as error:  # whatever a user's module may raise
         return f"{type(error).__name__} when checked in float64: {error}"
     for together, alone in zip(*found, strict=True):
         if not _close(together, alone):
             return "the network's rows or parameters affect one another out of sight"
     return None
+
+
+class _NoBranches(TorchDispatchMode):
+    """Finds where a number is read from a tensor: what follows may depend on it."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten._local_scalar_dense.default:
+            raise Opaque("the network reads numbers from its tensors, as a branch does")
+        return function(*args, **(kwargs or {}))
 
 
 def _close(together, alone):

@@ -82,11 +82,14 @@ def fall_back(learner, way: str, reason: str):
 def can_pad(learner) -> bool:
     """Whether rows of weight 0 provably change nothing, and save time.
 
-    True where the learner says that it honours weights, the network is made of layers
-    that treat each row for itself, and nothing else decides how they are put together.
+    True where the learner says that it honours weights, and the network treats each row
+    for itself: it was seen to, in the rows of several tasks, or is made of layers that
+    do, and nothing else decides how they are put together.
     """
     if learner.way == "loop" or not learner.uses_weight:
         return False
+    if learner.way == "layers" and learner.checked:
+        return not learner.norms
     layers = list(learner.module.modules())
     return all(type(layer) in _ROW_WISE for layer in layers) and not any(
         layer._forward_hooks or layer._forward_pre_hooks for layer in layers

@@ -26,8 +26,9 @@ from sk_meta.networks import (
     in_precision,
 )
 
-# What a number moved costs, in multiply-adds; measured by tests/benchmarks/engine.py.
-_TRAFFIC = 12
+# In multiply-adds: a number of a weight matrix moved; the calls that longer factors
+# take at each step.
+_TRAFFIC, _CALLS = 12, 400_000
 
 
 class Opaque(Exception):
@@ -50,6 +51,20 @@ class _Shared:
         raise Opaque(f"{function.__name__} takes a parameter past its layer")
 
 
+def _product(A, B):
+    """(..., n, k) times (..., k, m): the same bits whatever else is computed with it.
+
+    Products with vectors and fused sums take other routes, and roundings, under vmap.
+    """
+    if B.shape[-1] == 1:
+        return (A * B.mT).sum(-1, keepdim=True)
+    if A.shape[-1] == 1:
+        return A * B
+    if A.shape[-2] == 1:
+        return (A.mT * B).sum(-2, keepdim=True)
+    return A @ B
+
+
 class _Linear:
     """A linear layer, adapted in activation space or by a matrix per task."""
 
@@ -60,34 +75,27 @@ class _Linear:
         self.records = []
 
     def __call__(self, X):
-        n_tasks = self.network.n_tasks
-        rows = X.reshape(n_tasks, -1, X.shape[-1])
         inputs, changes, own = self.state
         if own is not None:
             weight, bias = own
-            if bias is None:
-                Z = torch.bmm(rows, weight.mT)
-            else:
-                Z = torch.baddbmm(bias, rows, weight.mT)
+            Z = _product(self.network.by_task(X), weight.mT)
+            Z = (Z if bias is None else Z + bias).view(*X.shape[:-1], -1)
         else:
-            Z = F.linear(X, self.weight, self.bias).view(n_tasks, rows.shape[1], -1)
+            Z = _product(X, self.weight.mT)
+            Z = Z if self.bias is None else Z + self.bias
             if inputs is not None:
                 # The bias is the weight of an input that is always 1.
-                if self.bias is None:
-                    overlap = torch.bmm(rows, inputs.mT)
-                else:
-                    overlap = torch.baddbmm(X.new_ones(()), rows, inputs.mT)
-                Z = torch.baddbmm(Z, overlap, changes, alpha=self.network.rate)
-        Z = Z.view(*X.shape[:-1], -1)
+                overlap = _product(self.network.by_task(X), inputs.mT)
+                overlap = overlap if self.bias is None else overlap + 1
+                Z = Z - _product(overlap, changes).view(Z.shape)
         if self.network.recording:
-            self.records.append((rows, Z))
+            self.records.append((X, Z))
         return self.network.protected(Z)
 
     def step(self, inputs, changes):
-        """Take a gradient step: inputs (n_tasks, n, d_in), gradient at the outputs."""
-        changes = changes.reshape(*inputs.shape[:2], -1).to(self.weight.dtype)
-        inputs = inputs.to(self.weight.dtype)
-        rate = self.network.rate
+        """Take a gradient step: the inputs, and the step at the outputs."""
+        inputs = self.network.by_task(inputs).to(self.weight.dtype)
+        changes = self.network.by_task(changes).to(self.weight.dtype)
         old_inputs, old_changes, own = self.state
         if own is None and self.network.keeps_factors(self.weight, inputs):
             if old_inputs is not None:
@@ -101,9 +109,9 @@ class _Linear:
                 bias = bias.expand(len(inputs), 1, -1)
             own = self.weight.expand(len(inputs), -1, -1), bias
         weight, bias = own
-        weight = torch.baddbmm(weight, changes.mT, inputs, alpha=rate)
+        weight = weight - _product(changes.mT, inputs)
         if bias is not None:
-            bias = torch.add(bias, changes.sum(1, keepdim=True), alpha=rate)
+            bias = bias - changes.sum(1, keepdim=True)
         self.state = None, None, (weight, bias)
 
 
@@ -165,7 +173,6 @@ class _Norm:
     def step(self, normalized, changes):
         """Take a gradient step, from the gradient at the outputs."""
         shape = self._shape(normalized)
-        rate = self.network.rate
         n_tasks = self.network.n_tasks
 
         def summed(values):
@@ -174,9 +181,9 @@ class _Norm:
             return rows.sum(axes).view(n_tasks, *self.weight.shape)
 
         scale, shift = self.state
-        scale = torch.add(scale, summed(changes * normalized), alpha=rate)
+        scale = scale - summed(changes * normalized)
         if shift is not None:
-            shift = torch.add(shift, summed(changes), alpha=rate)
+            shift = shift - summed(changes)
         self.state = scale, shift
 
 
@@ -253,9 +260,7 @@ class StackedNetwork:
         self.module = module
         self.precision = precision
         self.n_tasks = n_tasks
-        # A tensor cannot be the factor of a fused operation.
-        self.scale = learning_rate if torch.is_tensor(learning_rate) else None
-        self.rate = -1.0 if self.scale is not None else -learning_rate
+        self.learning_rate = learning_rate
         self.n_steps, self.n_support, self.n_query = n_steps, n_support, n_query
         self.factors = factors
         self.recording = False
@@ -345,14 +350,16 @@ class StackedNetwork:
         with torch.enable_grad():
             value, records = self._recorded(loss, X)
             outputs = [Z for _, _, Z, _ in records]
+            # The loss times the rate: every gradient comes out as its step.
             changes = torch.autograd.grad(
-                value, outputs, create_graph=not first_order, allow_unused=True
+                value * self.learning_rate,
+                outputs,
+                create_graph=not first_order,
+                allow_unused=True,
             )
         for (layer, inputs, _, _), change in zip(records, changes, strict=True):
             if change is None:  # an output that the loss does not depend on
                 continue
-            if self.scale is not None:
-                change = change * self.scale
             layer.step(inputs.detach() if first_order else inputs, change)
 
     def step_again(self, loss, X: Tensor, first_order: bool):
@@ -398,6 +405,10 @@ class StackedNetwork:
             return self._recorded(loss, X)
         return value, records
 
+    def by_task(self, X):
+        """Rows of a linear layer, (n_tasks * n, ..., d) -> (n_tasks, n, d)."""
+        return X.reshape(self.n_tasks, -1, X.shape[-1])
+
     def protected(self, Z):
         """The output of a layer, safe from operations in place."""
         return Z.clone() if self._copies and self.recording else Z
@@ -409,5 +420,7 @@ class StackedNetwork:
         n_out, n_in = weight.shape
         rows = self.n_query + self.n_support * (self.n_steps - 1) / 2
         as_factors = self.n_support * (n_in + n_out) * rows
+        if self.n_steps > 1:
+            as_factors += _CALLS / self.n_tasks
         as_matrix = (self.n_support + _TRAFFIC) * n_in * n_out
         return as_factors <= as_matrix
