@@ -14,10 +14,10 @@ from sk_meta.checkpoint import ResumableCheckpoint
 from sk_meta.engine.allocator import kept_memory
 from sk_meta.engine.batching import settle, task_losses
 from sk_meta.engine.compiled import CompiledSteps
-from sk_meta.engine.each_task import padding, fall_back, preferred_way
+from sk_meta.engine.each_task import can_pad, fall_back, preferred_way
 from sk_meta.engine.meta_step import MetaStep
 from sk_meta.learner import RowLoss
-from sk_meta.networks import MLP, Conv4, exact_normalization
+from sk_meta.networks import MLP, Conv4, exact_normalization, pool_first
 from sk_meta.tasks.stacking import MetaBatches, TaskDataset
 
 _WAYS = ("auto", "layers", "vmap", "loop")
@@ -183,7 +183,8 @@ class TaskNet(NeuralNet):
         """Build the network for the tasks, and wrap it in the learner."""
         network = exact_normalization(self._build_network())
         if torch.device(self.device).type == "cpu":
-            network = network.to(memory_format=torch.channels_last)  # convolutions
+            # Convolutions are fastest so.
+            network = pool_first(network).to(memory_format=torch.channels_last)
         n_outputs = self._check_output(network)
         self.module_ = self.make_learner_(network, n_outputs)
         self._choose_way(self.module_)

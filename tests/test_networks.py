@@ -1,14 +1,19 @@
+from copy import deepcopy
+
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from sk_meta.networks import (
     MLP,
     BatchNorm,
     Conv4,
+    _Normalize,
     batch_norms,
     call,
     exact_normalization,
+    pool_first,
 )
 
 NORMS = {
@@ -155,3 +160,52 @@ def test_a_single_row_is_normalised_to_zero():
     for source in ("batch", "trace", "record"):
         output, _ = call(layer, torch.randn(1, 3), norms=(layer,), source=source)
         assert torch.equal(output, torch.zeros(1, 3))
+
+
+@pytest.mark.parametrize("hooked", [False, True])
+def test_pooling_before_relu_changes_nothing(hooked):
+    network = Conv4((1, 28, 28), 3)
+    if hooked:
+        network.layers[2].register_forward_hook(lambda layer, given, Z: Z + 1)
+    changed = pool_first(deepcopy(network))
+    order = [type(layer).__name__ for layer in changed.layers[2:4]]
+    assert order == (["ReLU", "MaxPool2d"] if hooked else ["MaxPool2d", "ReLU"])
+    assert list(changed.state_dict()) == list(network.state_dict())
+    X = torch.randn(6, 1, 28, 28)
+    found = []
+    for each in (network, changed):
+        Z = each(X)
+        (Z**2).sum().backward()
+        found.append((Z, [parameter.grad for parameter in each.parameters()]))
+    torch.testing.assert_close(*found, rtol=0, atol=0)
+
+
+def test_sums_of_batch_normalisation_are_exact_to_rounding():
+    """In the layout where torch's own lose three digits."""
+    layer = BatchNorm(4)
+    X = (torch.randn(60, 4, 28, 28) + 1).contiguous(memory_format=torch.channels_last)
+    exact = deepcopy(layer).double()
+    change = torch.randn_like(X)
+    found = []
+    for each, like in ((layer, X), (exact, X.double())):
+        like = like.requires_grad_()
+        (out, _) = call(each, like, norms=(each,), fused=True)
+        (out * change).sum().backward()
+        found.append((out.double(), like.grad.double(), each.weight.grad.double()))
+    for ours, true in zip(*found, strict=True):
+        assert (ours - true).norm() <= 2e-6 * true.norm()
+
+
+def test_normalisation_at_once_has_right_derivatives():
+    for shape in ((5, 3), (9, 3, 2)):
+        X = torch.randn(shape).double().requires_grad_()
+        weight, bias = (torch.randn(3).double().requires_grad_() for _ in range(2))
+
+        def normalize(*given):
+            return _Normalize.apply(*given, 1e-5)
+
+        given = X, weight, bias
+        known = F.batch_norm(X, None, None, weight, bias, True, 0.0, 1e-5)
+        torch.testing.assert_close(normalize(*given)[0], known)
+        assert torch.autograd.gradcheck(normalize, given)
+        assert torch.autograd.gradgradcheck(normalize, given)

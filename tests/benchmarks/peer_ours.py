@@ -101,7 +101,7 @@ class Ours(Contender):
         if kind == "meta":
             from sk_meta.search import MetaGridSearchCV
 
-            options, search_class = {}, MetaGridSearchCV
+            search_class = MetaGridSearchCV
         net = TaskNet(SineNet, max_epochs=epochs, batch_size=25, device=self.device)
         grid = {
             "inner_lr": [0.003, 0.01, 0.03, 0.1],
