@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from sklearn.base import BaseEstimator, clone
 from sklearn.frozen import FrozenEstimator
-from sklearn.metrics import accuracy_score, r2_score
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval
 from sklearn.utils.validation import check_is_fitted
@@ -19,7 +18,7 @@ from torch.utils._pytree import tree_map
 from sk_meta.engine.each_task import can_pad, each_task
 from sk_meta.few_shot import FewShotClassifier, FewShotRegressor, probabilities
 from sk_meta.learner import Gaussian, Support
-from sk_meta.predictions import TaskPrediction, scored_rows
+from sk_meta.predictions import TaskPrediction, r_squared, scored_rows
 from sk_meta.tasks.sampling import EpisodeSampler, tables_of
 from sk_meta.tasks.stacking import TaskDataset, numeric_metadata
 from sk_meta.tasks.support import check_support_size
@@ -375,7 +374,7 @@ class MetaClassifier(MetaEstimator):
         for found in predictions:
             y_true, rows, weight = scored_rows(found)
             y_pred = found.classes[found.values.argmax(1)][rows]
-            scores.append(accuracy_score(y_true, y_pred, sample_weight=weight))
+            scores.append(np.average(y_true == y_pred, weights=weight))
         return float(np.mean(scores))
 
     def _few_shot(self, frozen, y):
@@ -436,7 +435,7 @@ class MetaRegressor(MetaEstimator):
             y_true, rows, weight = scored_rows(found)
             if len(y_true) > 1:
                 values = found.values[rows]
-                scores.append(r2_score(y_true, values, sample_weight=weight))
+                scores.append(r_squared(y_true, values, weight))
         if not scores:
             raise ValueError(
                 "No task has two labelled query rows, which R^2 needs. Use another "

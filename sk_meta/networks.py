@@ -129,7 +129,7 @@ class Conv4(nn.Module):
         return self.layers(X)
 
 
-_ROWS = 4  # whose products are added up at once: what a cache holds
+_AT_ONCE = 2**18  # numbers whose products are added up: what a cache holds
 
 
 class _Normalize(torch.autograd.Function):
@@ -146,7 +146,7 @@ class _Normalize(torch.autograd.Function):
         """(n, channels, ...) -> the same shape, mean, 1 / standard deviation."""
         axes, shape = _axes(X)
         mean = X.mean(axes)
-        parts = (part - mean.view(shape) for part in X.split(_ROWS))
+        parts = (part - mean.view(shape) for part in X.split(_rows(X)))
         variance = sum((part * part).sum(axes) for part in parts)
         variance = variance * (len(mean) / X.numel())
         Z = F.batch_norm(X, mean, variance, weight, bias, False, 0.0, eps)
@@ -168,7 +168,7 @@ class _Normalize(torch.autograd.Function):
         axes, shape = _axes(X)
         n = X.numel() // len(mean)
         at_bias = change.sum(axes)
-        parts = zip(change.split(_ROWS), X.split(_ROWS), strict=True)
+        parts = zip(change.split(_rows(X)), X.split(_rows(X)), strict=True)
         along = sum((part * rows).sum(axes) for part, rows in parts) - mean * at_bias
         scale = rstd * weight
         at_mean = -scale * at_bias
@@ -180,8 +180,15 @@ class _Normalize(torch.autograd.Function):
         slope = -at_rstd * rstd**3 / n
         rest = at_mean / n - slope * mean
         at_X = torch.addcmul(rest.view(shape), X, slope.view(shape))
-        at_X = torch.addcmul(at_X, change, scale.view(shape))
+        if torch.is_grad_enabled():
+            at_X = torch.addcmul(at_X, change, scale.view(shape))
+        else:
+            at_X.addcmul_(change, scale.view(shape))  # large: each copy costs
         return at_X, along * rstd, at_bias, None
+
+
+def _rows(X):
+    return max(1, _AT_ONCE * len(X) // X.numel())
 
 
 def _axes(X):

@@ -132,9 +132,11 @@ def test_flat_over_calls(name):
             call()
 
     calls(3)
-    before = live(), len(gc.get_objects())
+    before, n_objects = live(), len(gc.get_objects())
     calls(20)
-    assert (live(), len(gc.get_objects())) == before
+    assert live() == before
+    # An object kept from each call would be 20; caches may breathe.
+    assert len(gc.get_objects()) < n_objects + 20
     assert peak_bytes(calls, 3) == peak_bytes(calls, 20)
 
 
