@@ -142,7 +142,7 @@ class _Normalize(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(X, weight, bias, eps):
+    def forward(X, weight, bias, eps, alone):
         """(n, channels, ...) -> the same shape, mean, 1 / standard deviation."""
         axes, shape = _axes(X)
         mean = X.mean(axes)
@@ -155,7 +155,7 @@ class _Normalize(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx, inputs, output):
         """Keep what the gradient is made from."""
-        X, weight, _, _ = inputs
+        X, weight, _, _, ctx.alone = inputs
         ctx.save_for_backward(X, weight, *output[1:])
         ctx.set_materialize_grads(False)
 
@@ -180,11 +180,11 @@ class _Normalize(torch.autograd.Function):
         slope = -at_rstd * rstd**3 / n
         rest = at_mean / n - slope * mean
         at_X = torch.addcmul(rest.view(shape), X, slope.view(shape))
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or not ctx.alone:
             at_X = torch.addcmul(at_X, change, scale.view(shape))
         else:
             at_X.addcmul_(change, scale.view(shape))  # large: each copy costs
-        return at_X, along * rstd, at_bias, None
+        return at_X, along * rstd, at_bias, None, None
 
 
 def _rows(X):
@@ -244,7 +244,7 @@ class BatchNorm(_Affine, _BatchNorm):
         affine = (self.weight, self.bias)
         if X.device.type != "cpu" or X.dtype == torch.bfloat16 or affine[0] is None:
             return torch.native_batch_norm(X, *affine, None, None, True, 0.0, self.eps)
-        return _Normalize.apply(X, *affine, self.eps)
+        return _Normalize.apply(X, *affine, self.eps, self.fused)
 
     def _normalize(self, X, single):
         axes = [axis for axis in range(X.ndim) if axis != 1]

@@ -202,7 +202,7 @@ def test_normalisation_at_once_has_right_derivatives():
         weight, bias = (torch.randn(3).double().requires_grad_() for _ in range(2))
 
         def normalize(*given):
-            return _Normalize.apply(*given, 1e-5)
+            return _Normalize.apply(*given, 1e-5, True)
 
         given = X, weight, bias
         known = F.batch_norm(X, None, None, weight, bias, True, 0.0, 1e-5)
