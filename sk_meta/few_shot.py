@@ -56,7 +56,7 @@ class _FewShotEstimator(BaseEstimator):
         return meta
 
     def __getstate__(self):
-        state = super().__getstate__()
+        state = dict(super().__getstate__())  # not the estimator's own
         if "state_" in state and self._meta() is not None:
             state["state_"] = self._meta().portable_state(state["state_"])
         return state

@@ -272,6 +272,8 @@ class BatchNorm(_Affine, _BatchNorm):
         """Move the running statistics towards those of tasks, (n_tasks, channels)."""
         if self.running_mean is None:
             return
+        dtype = self.running_mean.dtype  # they may come in bfloat16
+        mean, variance = mean.to(dtype), variance.to(dtype)
         self.num_batches_tracked += 1
         rate = self.momentum
         if rate is None:  # torch's sign for the plain average of all batches

@@ -55,7 +55,7 @@ class OneDevice(TorchDispatchMode):
 
 def make_net(**options):
     """Adam counts its steps by a number that it reads back; plain descent does not."""
-    fixed = {"max_epochs": 2, "batch_size": 3, "optimizer": torch.optim.SGD}
+    fixed = {"max_epochs": 1, "batch_size": 4, "optimizer": torch.optim.SGD}
     return TaskNet(**{**fixed, "device": "meta", **options})
 
 

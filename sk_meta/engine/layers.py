@@ -71,7 +71,8 @@ class _Linear:
     def __init__(self, layer, network):
         self.weight, self.bias = layer.weight, layer.bias
         self.network = network
-        self.state = None, None, None
+        # Factors stay one by one: joined, each step would keep those of all before it.
+        self.state = (), (), None
         self.records = []
 
     def __call__(self, X):
@@ -83,7 +84,8 @@ class _Linear:
         else:
             Z = _product(X, self.weight.mT)
             Z = Z if self.bias is None else Z + self.bias
-            if inputs is not None:
+            if inputs:
+                inputs, changes = torch.cat(inputs, 1), torch.cat(changes, 1)
                 # The bias is the weight of an input that is always 1.
                 overlap = _product(self.network.by_task(X), inputs.mT)
                 overlap = overlap if self.bias is None else overlap + 1
@@ -98,10 +100,7 @@ class _Linear:
         changes = self.network.by_task(changes).to(self.weight.dtype)
         old_inputs, old_changes, own = self.state
         if own is None and self.network.keeps_factors(self.weight, inputs):
-            if old_inputs is not None:
-                inputs = torch.cat([old_inputs, inputs], 1)
-                changes = torch.cat([old_changes, changes], 1)
-            self.state = inputs, changes, None
+            self.state = (*old_inputs, inputs), (*old_changes, changes), None
             return
         if own is None:
             bias = self.bias
@@ -112,7 +111,7 @@ class _Linear:
         weight = weight - _product(changes.mT, inputs)
         if bias is not None:
             bias = bias - changes.sum(1, keepdim=True)
-        self.state = None, None, (weight, bias)
+        self.state = (), (), (weight, bias)
 
 
 class _Norm:
@@ -164,11 +163,14 @@ class _Norm:
         """Batch normalisation by the rows of each task."""
         layer, network = self.layer, self.network
         rows = X.view(network.n_tasks, -1, *X.shape[1:])
+        if rows.dtype == torch.bfloat16:
+            rows = rows.float()  # three digits are too few for a mean
         axes = [axis for axis in range(rows.ndim) if axis not in (0, 2)]
         source = rows if network.n_source is None else rows[:, : network.n_source]
         variance, mean = torch.var_mean(source, axes, correction=0, keepdim=True)
         self.seen.append((mean, variance))
-        return ((rows - mean) * torch.rsqrt(variance + layer.eps)).view(X.shape)
+        rows = (rows - mean) * torch.rsqrt(variance + layer.eps)
+        return rows.to(X.dtype).view(X.shape)
 
     def step(self, normalized, changes):
         """Take a gradient step, from the gradient at the outputs."""

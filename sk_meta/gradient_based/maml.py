@@ -230,8 +230,9 @@ class MAMLClassifier(_MAMLParameters, MetaClassifier):
         does, so that a prediction depends on its neighbours; else the support set's.
     gradient_checkpointing : bool, default=False
         Compute inner steps anew in the backward pass instead of keeping what they
-        leave: memory that hardly grows with `n_inner_steps`, for half as much time
-        again. No effect under vmap.
+        leave, in up to twice the time. Saves memory where a step leaves more than the
+        change of the parameters: convolutions, long support sets, many steps layer by
+        layer. No effect under vmap.
     support_size : int, float or tuple, default=5
         Rows per class of the support set of a task that has none: a number, a fraction,
         or a range (low, high) drawn anew at each visit.
@@ -294,8 +295,9 @@ class MAMLRegressor(_MAMLParameters, MetaRegressor):
         does, so that a prediction depends on its neighbours; else the support set's.
     gradient_checkpointing : bool, default=False
         Compute inner steps anew in the backward pass instead of keeping what they
-        leave: memory that hardly grows with `n_inner_steps`, for half as much time
-        again. No effect under vmap.
+        leave, in up to twice the time. Saves memory where a step leaves more than the
+        change of the parameters: convolutions, long support sets, many steps layer by
+        layer. No effect under vmap.
     support_size : int, float or tuple, default=5
         Rows of the support set of a task that has none: a number, a fraction,
         or a range (low, high) drawn anew at each visit.

@@ -166,9 +166,9 @@ def page(found):
         "convolutions there is no way `layers`.",
         "",
         "Checkpointing keeps what goes from one inner step to the next, and computes "
-        "the rest again. That pays where a step leaves more than that: for convolutions "
-        "(the feature maps), not for an MLP computed task by task on five rows (its "
-        "weights are larger than its activations).",
+        "the rest again. That pays where a step leaves more than that: for "
+        "convolutions (the feature maps), not for an MLP computed task by task on five "
+        "rows (its weights are larger than its activations).",
         "",
         "![](memory.png)",
     ]
