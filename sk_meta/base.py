@@ -280,6 +280,7 @@ class MetaEstimator(BaseEstimator):
                 f"net must be a TaskNet or None, got {type(self.net).__name__}. Pass a "
                 "network as net=TaskNet(module=...)."
             )
+        net.check_parameters()
         if self.verbose:
             given = [] if net.callbacks in (None, "disable") else net.callbacks
             net.callbacks = [*given, ("progress", Progress())]

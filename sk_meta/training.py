@@ -1,10 +1,18 @@
 """TaskNet: meta-training as skorch users know it."""
 
 import inspect
+import warnings
 from contextlib import contextmanager, nullcontext
+from numbers import Integral, Real
 
 import numpy as np
 import torch
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils._param_validation import (
+    Interval,
+    StrOptions,
+    validate_parameter_constraints,
+)
 from skorch import NeuralNet
 from skorch.callbacks import Callback
 from skorch.dataset import Dataset
@@ -20,8 +28,16 @@ from sk_meta.learner import RowLoss
 from sk_meta.networks import MLP, Conv4, exact_normalization, pool_first
 from sk_meta.tasks.stacking import MetaBatches, TaskDataset
 
-_WAYS = ("auto", "layers", "vmap", "loop")
 _PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
+_CONSTRAINTS = {
+    "way": [StrOptions({"auto", "layers", "vmap", "loop"})],
+    "precision": [StrOptions(set(_PRECISIONS))],
+    "max_memory": [Interval(Real, 0, None, closed="neither"), None],
+    "compile": ["boolean"],
+    "batch_size": [Interval(Integral, 1, None, closed="left")],
+    "max_epochs": [Interval(Integral, 0, None, closed="left")],
+    "lr": [Interval(Real, 0, None, closed="left")],
+}
 
 
 class TaskNet(NeuralNet):
@@ -167,13 +183,26 @@ class TaskNet(NeuralNet):
         self.input_shape_ = dataset.schema.shape
         self.rng_ = np.random.default_rng(seed)
         with seeded(seed, self.device), self._allocator():
-            return self.fit(dataset)
+            self.fit(dataset)
+        self._warn_of_divergence()
+        return self
 
     def meta_partial_fit(self, dataset):
         """Train on: `max_epochs` more passes, over other tasks."""
         seed = int(self.rng_.integers(2**31))
         with seeded(seed, self.device), self._allocator():
-            return self.partial_fit(dataset)
+            self.partial_fit(dataset)
+        self._warn_of_divergence()
+        return self
+
+    def _warn_of_divergence(self):
+        if len(self.history) and not np.isfinite(self.history[-1]["train_loss"]):
+            warnings.warn(
+                "Meta-training has diverged: the training loss of the last epoch is "
+                f"{self.history[-1]['train_loss']}. Lower the net's lr, or inner_lr.",
+                ConvergenceWarning,
+                stacklevel=4,
+            )
 
     def _allocator(self):
         on_cpu = torch.device(self.device).type == "cpu"
@@ -195,17 +224,6 @@ class TaskNet(NeuralNet):
         return module
 
     def _choose_way(self, learner):
-        if self.way not in _WAYS or self.precision not in _PRECISIONS:
-            raise ValueError(
-                f"way must be one of {', '.join(_WAYS)}, precision one of "
-                f"{', '.join(_PRECISIONS)}; got way={self.way!r} and "
-                f"precision={self.precision!r}."
-            )
-        if self.max_memory is not None and not self.max_memory > 0:
-            raise ValueError(
-                "max_memory must be a positive number of megabytes or None, got "
-                f"{self.max_memory!r}."
-            )
         learner.way, learner.why = preferred_way(learner, self.device)
         if self.way != "auto":
             learner.way, learner.why, learner.forced = self.way, "asked for", True
@@ -213,6 +231,17 @@ class TaskNet(NeuralNet):
             if reason is not None:
                 fall_back(learner, "vmap", reason)
         learner.precision = _PRECISIONS[self.precision]
+
+    def check_parameters(self):
+        """Raise a ValueError for values that `fit` could do nothing with."""
+        given = {name: getattr(self, name) for name in _CONSTRAINTS}
+        validate_parameter_constraints(_CONSTRAINTS, given, type(self).__name__)
+        cuda = torch.device(self.device).type == "cuda"
+        if cuda and not torch.cuda.is_available():
+            raise ValueError(
+                f"device={self.device!r}, but torch finds no such device. Set "
+                "device='cpu', or install a build of torch for your GPU."
+            )
 
     def fresh_seed(self):
         """A seed where the user gives none; the global generators stay untouched."""
@@ -301,7 +330,7 @@ class TaskNet(NeuralNet):
         """Initialize all parts; the learner gets the loss of rows."""
         super().initialize()
         self.module_.row_loss = self.criterion_
-        compiled = CompiledSteps() if self.compile else None
+        compiled = CompiledSteps(verbose=self.verbose) if self.compile else None
         self.meta_step_ = MetaStep(self.max_memory, compiled)
         self.told_ = not self.verbose
         return self
@@ -349,7 +378,9 @@ class TaskNet(NeuralNet):
         """How meta-batches are computed, and why, in words."""
         learner = self.module_
         compiled = ", compiled" if self.compile else ""
-        return f"Meta-batches: {learner.way}{compiled} ({learner.why})"
+        n_tasks = self.meta_step_.at_once
+        pieces = f", {n_tasks} at a time" if n_tasks and learner.way != "loop" else ""
+        return f"Meta-batches: {learner.way}{compiled}{pieces} ({learner.why})"
 
     def reduce_losses(self, losses):
         """(n_tasks,) -> scalar. A subclass may weigh the tasks."""

@@ -2,6 +2,7 @@
 
 import logging
 import warnings
+from collections import Counter
 
 import torch
 from torch import nn
@@ -32,18 +33,27 @@ class CompiledSteps:
 
     The learner's own code is traced on tensors without values, so that a branch that
     depends on data is found; then torch.compile makes one function of the forward
-    passes, the inner gradients and the outer one. Shapes that come after the first
-    eight, and what cannot be compiled, are computed as before, and logged.
+    passes, the inner gradients and the outer one. Shapes that have not come often yet,
+    those after the first eight, and what cannot be compiled, are computed as before.
+
+    Parameters
+    ----------
+    patience : int, default=3
+        Visits of a shape before it is compiled: of ragged tasks many come once.
+    verbose : int, default=0
+        1 prints a line before the compiler runs, and where it fails.
     """
 
-    def __init__(self):
-        self.functions = {}
+    def __init__(self, patience=3, verbose=0):
+        self.patience, self.verbose = patience, verbose
+        self.functions, self.visits = {}, Counter()
 
     def __deepcopy__(self, memo):
-        return CompiledSteps()
+        return CompiledSteps(self.patience, self.verbose)
 
     def __reduce__(self):
-        return CompiledSteps, ()  # compiled again where it is loaded
+        # Compiled again where it is loaded.
+        return CompiledSteps, (self.patience, self.verbose)
 
     def __call__(self, learner, group, reduce, weights=None):
         """The gradient, added to that of the parameters.
@@ -59,6 +69,9 @@ class CompiledSteps:
         values, tree = tree_flatten((group.support, group.query, weights))
         tensors = [value for value in values if torch.is_tensor(value)]
         key = _key(learner, values)
+        self.visits[key] += 1
+        if self.visits[key] < self.patience:
+            return None
         if key not in self.functions:
             self.functions[key] = self._compile(
                 learner, reduce if weights is None else None, parameters, values, tree
@@ -80,8 +93,10 @@ class CompiledSteps:
     def _compile(self, learner, reduce, parameters, values, tree):
         if len(self.functions) >= _MOST_SHAPES:
             if len(self.functions) == _MOST_SHAPES:
-                logger.info("more than %d shapes: not compiled", _MOST_SHAPES)
+                self._say(f"More than {_MOST_SHAPES} sizes: the others as before")
             return None
+        n_tasks, n_support = values[0].shape[:2]
+        self._say(f"Compiling for {n_tasks} tasks with {n_support} support rows")
         step = _Losses(learner)
         names = [f"learner.{name}" for name in parameters]
         buffer_names = [f"learner.{name}" for name, _ in learner.named_buffers()]
@@ -119,10 +134,15 @@ class CompiledSteps:
                 warnings.simplefilter("ignore")
                 compiled(*given)
         except Exception as error:  # whatever tracing or the compiler may raise
-            logger.info("not compiled: %s: %s", type(error).__name__, error)
+            self._say(f"Not compiled: {type(error).__name__}: {error}")
             learner.way = way
             return None
         return compiled, trees[-1]
+
+    def _say(self, message):
+        logger.info(message)
+        if self.verbose:
+            print(message)
 
 
 class _Group:

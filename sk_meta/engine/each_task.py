@@ -138,5 +138,6 @@ def each_task(function: Callable, tensors, learner):
             of_one(*map(channels_last, task)) for task in zip(*present, strict=True)
         ]
     if failure is not None:
-        fall_back(learner, "loop", f"vmap failed: {failure}")
+        first = str(failure).partition(". ")[0].partition("\n")[0]
+        fall_back(learner, "loop", f"vmap failed: {first}")
     return tree_map(lambda *each: torch.stack(each), *results)

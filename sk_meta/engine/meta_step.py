@@ -24,7 +24,7 @@ class MetaStep:
     def __init__(self, max_memory=None, compiled=None):
         self.max_memory = max_memory
         self.compiled = compiled
-        self.bytes = None
+        self.bytes = self.at_once = None
 
     def __call__(self, learner, batch, reduce=None):
         """The gradient of the reduced losses is added to that of the parameters.
@@ -47,6 +47,7 @@ class MetaStep:
         for group in groups:
             settle(learner, group)
         most = self._most_tasks(learner, groups[0])
+        self.at_once = most
         if most is not None:
             groups = [piece for group in groups for piece in pieces(group, most)]
         if len(groups) == 1 or (most is None and self.compiled is None):

@@ -6,6 +6,7 @@ from copy import deepcopy
 
 import pytest
 import torch
+from sklearn.exceptions import ConvergenceWarning
 from torch import nn
 
 from sk_meta import MAMLRegressor, PrototypicalClassifier, TaskNet
@@ -89,7 +90,7 @@ def test_compiled_gives_the_same(name, make_group, monkeypatch):
     groups = make_groups(make_group, name)
     for chosen in (groups, groups[:1]):
         plain = run(MetaStep(), learner, chosen)
-        steps = CompiledSteps()
+        steps = CompiledSteps(patience=1)
         found = run(MetaStep(compiled=steps), learner, chosen)
         torch.testing.assert_close(found, plain)
         assert all(function is not None for function in steps.functions.values())
@@ -100,7 +101,7 @@ def test_compiled_gives_the_same(name, make_group, monkeypatch):
 def test_other_weights_and_data_go_through_what_was_compiled(make_group, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda graph, **_: graph)
     learner = LEARNERS["MAML, batch"]().double().train()
-    step = MetaStep(compiled=CompiledSteps())
+    step = MetaStep(compiled=CompiledSteps(patience=1))
     run(step, learner, [make_group(3, n_features=4, n_classes=3)])
     with torch.no_grad():
         for parameter in learner.parameters():
@@ -126,8 +127,8 @@ def test_a_branch_on_data_is_not_compiled(make_group, caplog):
     learner.way = "loop"
     group = make_group(3, n_features=4, n_classes=3)
     with caplog.at_level(logging.INFO, "sk_meta"):
-        found = run(MetaStep(compiled=CompiledSteps()), learner, [group])
-    assert "not compiled" in caplog.text
+        found = run(MetaStep(compiled=CompiledSteps(patience=1)), learner, [group])
+    assert "Not compiled" in caplog.text
     torch.testing.assert_close(found, run(MetaStep(), learner, [group]))
 
 
@@ -186,15 +187,39 @@ def test_parameters_of_the_net_reach_the_learner():
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"way": "fast"}, "way must be one of auto, layers, vmap, loop.*'fast'"),
-        ({"precision": "half"}, "precision one of float32, bfloat16.*'half'"),
-        ({"max_memory": 0}, "max_memory must be a positive number.*0"),
+        ({"way": "fast"}, "'way' parameter of TaskNet must be.*Got 'fast'"),
+        ({"precision": "half"}, "'precision' parameter.*bfloat16.*Got 'half'"),
+        ({"max_memory": 0}, "'max_memory' parameter.*Got 0"),
+        ({"max_memory": "2GB"}, "'max_memory' parameter.*Got '2GB'"),
+        ({"compile": "yes"}, "'compile' parameter.*Got 'yes'"),
+        ({"batch_size": 0}, "'batch_size' parameter.*Got 0"),
+        ({"batch_size": 2.5}, "'batch_size' parameter.*Got 2.5"),
+        ({"max_epochs": -1}, "'max_epochs' parameter.*Got -1"),
+        ({"lr": -1.0}, "'lr' parameter.*Got -1"),
     ],
 )
 def test_bad_options_are_named(options, message):
     tasks = make_blob_tasks(8, n_classes=2, random_state=0)
     with pytest.raises(ValueError, match=message):
-        PrototypicalClassifier(TaskNet(max_epochs=1, **options)).fit(tasks)
+        PrototypicalClassifier(TaskNet(**{"max_epochs": 1, **options})).fit(tasks)
+
+
+def test_divergence_is_told():
+    tasks = make_sinusoids(8, random_state=0)
+    net = TaskNet(max_epochs=3, optimizer=torch.optim.SGD, lr=1e20)
+    with pytest.warns(ConvergenceWarning, match="diverged.*Lower the net's lr"):
+        MAMLRegressor(net, random_state=0).fit(tasks)
+
+
+def test_a_size_is_compiled_when_it_comes_again(make_group, monkeypatch, capsys):
+    monkeypatch.setattr(torch, "compile", lambda graph, **_: graph)
+    learner = LEARNERS["MAML"]().double().train()
+    steps = CompiledSteps(patience=2, verbose=1)
+    step = MetaStep(compiled=steps)
+    for n_tasks, compiled in ((3, 0), (4, 0), (3, 1), (3, 1), (4, 2)):
+        run(step, learner, [make_group(n_tasks, n_features=4, n_classes=3)])
+        assert len(steps.functions) == compiled
+    assert capsys.readouterr().out.count("Compiling for") == 2
 
 
 def test_peak_of_memory_is_counted():
