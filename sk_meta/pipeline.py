@@ -127,7 +127,7 @@ class TaskTransformer(TransformerMixin, BaseEstimator, auto_wrap_output_keys=Non
                 "'support'. Put the pooled one first."
             )
         if not isinstance(task, Episode):
-            return task.replace_X(_dense(self.transformer_.transform(task.X)))
+            return task.replace_X(_dense(self.transformer_.transform(_features(task))))
         if id(task.table) not in tables:  # episodes share it: once is enough
             tables[id(task.table)] = _dense(self.transformer_.transform(task.table))
         return task.replace_table(tables[id(task.table)])
@@ -155,6 +155,17 @@ class TaskTransformer(TransformerMixin, BaseEstimator, auto_wrap_output_keys=Non
         return tags
 
 
+def _features(task):
+    """X of a task; named, where the file that it comes from has column names."""
+    columns = getattr(getattr(task, "table", None), "columns", None)
+    X = task.X
+    if columns is None or hasattr(X, "columns"):
+        return X
+    import pandas as pd
+
+    return pd.DataFrame(X, columns=columns)
+
+
 def _dense(X):
     """An array where an encoder puts out a sparse matrix."""
     return X.toarray() if hasattr(X, "toarray") else X
@@ -169,7 +180,7 @@ def _pool(tasks):
     """All rows of tasks, each table once, and their y where it means one thing."""
     tables = {}
     for task in [tasks] if isinstance(tasks, EpisodeSampler) else tasks:
-        X = task.table if isinstance(task, Episode) else task.X
+        X = task.table if isinstance(task, Episode) else _features(task)
         tables.setdefault(id(X), (X, task))
     parts = [X for X, _ in tables.values()]
     widths = {np.shape(X)[1:] for X in parts}

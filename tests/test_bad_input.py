@@ -400,17 +400,26 @@ def test_output_of_another_rank(kind, no_training):
         kind(TaskNet(NoRows)).fit(make_tasks(kind))
 
 
-@pytest.mark.parametrize("kind", ALL)
-def test_support_size_that_leaves_no_query_rows(kind, no_training):
+@pytest.mark.parametrize("kind", CLASSIFIERS)
+def test_one_row_of_each_class_leaves_no_query_rows(kind, no_training):
     task = make_tasks(kind)[0]
-    if kind in CLASSIFIERS:  # one row of each class: none can be spared
-        rows = [np.flatnonzero(task.y == label)[0] for label in range(3)]
-        pairs = [(task.X, task.y), (task.X[rows], task.y[rows])]
-        size = 1
-    else:
-        pairs, size = [(task.X, task.y)], len(task)
-    with pytest.raises(ValueError, match=r"leaves no query rows. Lower support_size"):
-        kind(small_net(), support_size=size).fit(pairs)
+    rows = [np.flatnonzero(task.y == label)[0] for label in range(3)]
+    pairs = [(task.X, task.y), (task.X[rows], task.y[rows])]
+    with pytest.raises(ValueError, match=r"Task 1 .*leaves no query rows. Add rows"):
+        kind(small_net(), support_size=1).fit(pairs)
+
+
+@pytest.mark.parametrize("size", [5, (3, 20), 0.9])
+@pytest.mark.parametrize("kind", ALL)
+def test_support_size_beyond_the_rows_of_a_task(kind, size):
+    """All rows but one (of each class) are then drawn."""
+    tasks = make_tasks(kind)
+    few = [0, 1, 2, 3, 4] if kind in REGRESSORS else np.argsort(tasks[0].y)[2:10]
+    pairs = [(task.X, task.y) for task in tasks]
+    pairs.append((tasks[0].X[few], tasks[0].y[few]))
+    meta = kind(small_net(), support_size=size, random_state=0).fit(pairs)
+    assert np.isfinite(meta.score(pairs[:-1]))
+    assert all(len(rows) for rows in meta.predict(pairs))
 
 
 @pytest.mark.parametrize("size", [0, -1, 1.0, 1.5, (3,), (4, 2), (1, 0.5), "5", None])

@@ -26,7 +26,7 @@ from sk_meta import (
     TaskTransformer,
     adapt,
 )
-from sk_meta.tasks import make_blob_tasks, make_linear_tasks
+from sk_meta.tasks import make_blob_tasks, make_linear_tasks, tasks_from_file
 
 NAMES = ["a", "b", "c", "d"]
 
@@ -284,3 +284,27 @@ def test_weights_and_metadata_reach_the_meta_learner(tasks):
     plain = adapt(pipe, X, y)
     found = [m.predict_proba(tasks[0].X_query) for m in (weighted, plain)]
     assert not np.allclose(*found)
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "arrow"])
+def test_columns_of_files_keep_their_names(suffix, tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import feather, parquet
+
+    rng = np.random.default_rng(0)
+    table = {"a": rng.normal(size=80), "b": 9 * rng.normal(size=80)}
+    table |= {"y": table["a"] + table["b"], "id": np.repeat(np.arange(8), 10)}
+    path = tmp_path / f"table.{suffix}"
+    write = parquet.write_table if suffix == "parquet" else feather.write_feather
+    write(pa.table(table), path)
+    tasks = tasks_from_file(path, target="y", group="id", features=["a", "b"])
+    pipe = Pipeline(
+        [
+            ("scale", TaskTransformer(StandardScaler())),
+            ("meta", ALPaCARegressor(TaskNet(max_epochs=2), random_state=0)),
+        ]
+    ).fit(tasks)
+    assert list(pipe[0].transformer_.feature_names_in_) == ["a", "b"]
+    swapped = tasks_from_file(path, target="y", group="id", features=["b", "a"])
+    with pytest.raises(ValueError, match="feature names"):
+        pipe.score(swapped)

@@ -73,8 +73,11 @@ class DiskTable:
 
     Raises
     ------
+    TypeError
+        If `columns` is no list.
     ValueError
-        If a column is missing or holds no numbers.
+        If there is no column, or one is missing, named twice or holds no numbers; or if
+        the file is of another kind.
 
     Notes
     -----
@@ -83,7 +86,7 @@ class DiskTable:
     """
 
     def __init__(self, path, columns):
-        self.path, self.columns = Path(path), list(columns)
+        self.path, self.columns = Path(path), as_columns(columns, "columns")
         self._file = open_table(path)
         schema = self._file.schema
         for column in self.columns:
@@ -153,22 +156,67 @@ class DiskTable:
         self.__init__(**state)
 
 
+def as_columns(names, what: str) -> list:
+    """Names of columns as a list: some, and no name twice."""
+    if isinstance(names, str) or not np.iterable(names):
+        raise TypeError(
+            f"{what} must be a list of column names, got {names!r}. Pass [{names!r}]."
+        )
+    names = list(names)
+    if not names:
+        raise ValueError(f"{what} is empty. Name at least one column.")
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{what} has the column {twice!r} twice. Name it once.")
+    return names
+
+
 _ARROW = {".arrow", ".feather", ".ipc"}
+_FIRST_BYTES = {b"PAR1": ("a Parquet", ".parquet"), b"ARRO": ("an Arrow", ".arrow")}
 
 
 def open_table(path):
     """A file of row groups (Parquet) or record batches (Arrow)."""
     try:
-        import pyarrow  # noqa: F401
+        from pyarrow import ArrowInvalid
     except ImportError as error:
         raise ImportError(
             "Parquet and Arrow files need pyarrow: pip install 'sk_meta[data]'."
         ) from error
-    return _Arrow(path) if Path(path).suffix in _ARROW else _Parquet(path)
+    path = Path(path)
+    arrow = path.suffix.lower() in _ARROW
+    try:
+        return _Arrow(path) if arrow else _Parquet(path)
+    except ArrowInvalid as error:
+        raise ValueError(_say_kind(path, arrow, error)) from error
+
+
+def _say_kind(path, arrow, error):
+    """What a file is that could not be opened, and what to do."""
+    with path.open("rb") as file:
+        kind, suffix = _FIRST_BYTES.get(file.read(4), (None, None))
+    if kind is None:
+        return (
+            f"{path.name} is neither a Parquet nor an Arrow file. Write its table as "
+            f"one; a CSV file, for example, with pandas: pd.read_csv({path.name!r})"
+            f".to_parquet({path.stem + '.parquet'!r})."
+        )
+    if arrow != (suffix == ".arrow"):
+        return (
+            f"{path.name} is {kind} file by its content, not by its name. Rename it "
+            f"to {path.stem + suffix!r}."
+        )
+    return f"{path.name} is {kind} file that is damaged ({error}). Write it again."
 
 
 class _File:
     """Chunks of a file: their `sizes`, the `schema`, and how they are read."""
+
+    @property
+    def index_columns(self):
+        """Columns in which pandas wrote the index of a DataFrame."""
+        index = (self.schema.pandas_metadata or {}).get("index_columns", [])
+        return [name for name in index if isinstance(name, str)]  # else a range
 
     @staticmethod
     def is_number(kind):

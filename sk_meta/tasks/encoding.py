@@ -190,13 +190,13 @@ class EncodedTasks:
         of_classes = self.schema.classification
         slots = slots[draw_supports(n_rows, task, size, of_classes, rng)]
         n_support = self._n_drawn(indices, size)
-        self._check_left(indices, n_usable - n_support, size)
+        self._check_left(indices, n_usable - n_support)
         return slots, n_support, n_usable - n_support
 
     def _n_drawn(self, indices, size):
         n_strata = self._n_strata[indices]
         n_rows = self._strata[ranges(self._stratum_at[indices], n_strata)]
-        n_drawn = rows_drawn(n_rows, size, self.schema.classification)
+        n_drawn = rows_drawn(n_rows, size)
         return np.add.reduceat(n_drawn, np.cumsum(n_strata) - n_strata)
 
     def _evaluation_draws(self, indices, rng):
@@ -231,28 +231,26 @@ class EncodedTasks:
             if self.scored and task.labeled is not None:
                 left &= task.labeled
             query = np.flatnonzero(left)
-            self._check_left([index], np.array([len(query)]), size)
+            self._check_left([index], np.array([len(query)]))
             self._drawn_once[index] = support, query
         return self._drawn_once[index]
 
-    def _check_left(self, indices, n_query, size):
-        if n_query.min() > 0:
+    def _check_left(self, indices, n_query):
+        """Raise where no query row is left: each class has one row."""
+        if (n_query > 0).all():
             return
         index = int(indices[np.flatnonzero(n_query < 1)[0]])
         raise ValueError(
             f"{call_task(self.tasks[index], index)} has {self._n_others[index]} "
-            f"labelled rows; support_size={size} leaves no query rows. Lower "
-            "support_size, use a fraction, or leave the task out."
+            "labelled rows, one of each class; a support set of them leaves no query "
+            "rows. Add rows, or leave the task out."
         )
 
     def check_draws(self):
-        """Raise if some draw of the largest size would leave no query rows."""
-        size = self.support_size
-        size = size[1] if isinstance(size, tuple) else size
+        """Raise if a task has no row to spare for the query set."""
         drawn = np.flatnonzero(self._n_support == 0)
-        if drawn.size:
-            left = self._n_others[drawn] - self._n_drawn(drawn, size)
-            self._check_left(drawn, left, size)
+        # Draws of any size take at least one row of each class, and not all of two.
+        self._check_left(drawn, self._n_others[drawn] - self._n_strata[drawn])
 
 
 class EncodedEpisodes:

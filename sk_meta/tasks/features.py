@@ -4,12 +4,14 @@ Each source has a method ``take(requests)``: for each Request, the features of i
 support rows (n_tasks, n_support, ...) and query rows (n_tasks, n_query, ...).
 """
 
+from contextlib import suppress
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from sk_meta.tasks.disk import View, on_disk, table_of
+from sk_meta.tasks.task import take_rows
 from sk_meta.tasks.validation import call_task
 
 
@@ -91,6 +93,8 @@ def make_source(tasks, first, schema, device):
         table = table_of(task)
         tables.setdefault(id(table), (table, call_task(task, position)))
     if any(on_disk(table) for table, _ in tables.values()):
+        for table, what in tables.values():
+            schema.check_columns(table, what)
         return DiskFeatures(tasks, first, schema, device)
     return DeviceFeatures(tables, tasks, schema, device)
 
@@ -155,20 +159,27 @@ class DiskFeatures:
                 here = index == i
                 rows[here] = task.rows[rows[here]]
             table = table_of(task)
-            number, _, names = tables.setdefault(id(table), (len(tables), table, []))
-            names.append(call_task(task, i))
-            of_task[i] = number
+            of_task[i], _ = tables.setdefault(id(table), (len(tables), table))
         of_slot = np.array([of_task[i] for i in index.tolist()])
         X = np.empty((len(rows), *self.schema.shape), dtype=np.float32)
-        for number, table, names in tables.values():
+        for number, table in tables.values():
             here = of_slot == number
-            what = " or ".join(names)
-            X[here] = read_rows(table, rows[here], self.schema, what)
+            X[here] = self._checked(
+                np.asarray(take_rows(table, rows[here])), index[here]
+            )
         ends = np.cumsum([request.size for request in requests])[:-1]
         return [
             request.split(torch.from_numpy(part).to(self.device))
             for request, part in zip(requests, np.split(X, ends), strict=True)
         ]
+
+    def _checked(self, X, index):
+        """Rows as numbers, or an error about the first task whose rows are none."""
+        with suppress(ValueError):
+            return self.schema.check_features(X, "the table")
+        for i in np.unique(index).tolist():
+            self.schema.check_features(X[index == i], call_task(self.tasks[i], i))
+        return self.schema.check_features(X, "the table")
 
 
 class DiskEpisodes:
@@ -176,14 +187,17 @@ class DiskEpisodes:
 
     def __init__(self, sampler, schema, device):
         self.table, self.schema, self.device = sampler.X, schema, device
+        schema.check_columns(self.table, "the sampler's table")
 
     def take(self, requests):
         """See above."""
         return [request.split(self._rows(request.slots)) for request in requests]
 
     def _rows(self, rows):
-        X = read_rows(self.table, rows, self.schema, "the sampler's table")
-        return torch.from_numpy(X).to(self.device)
+        X = np.asarray(self.table[rows])
+        X = self.schema.check_features(X, "the sampler's table")
+        # torch warns of read-only arrays.
+        return torch.from_numpy(np.require(X, requirements="CW")).to(self.device)
 
 
 class FittedFeatures:
@@ -211,9 +225,3 @@ class FittedFeatures:
                 X[position, : len(values)] = values
                 X[position, len(values) :] = values[0]
         return [torch.from_numpy(X).to(self.device) for X in found]
-
-
-def read_rows(table, rows, schema, what):
-    """Checked float32 features (n_rows, ...) of rows of a table on disk."""
-    X = schema.check_features(np.asarray(table[rows]), what)
-    return np.require(X, requirements="CW")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sk_meta.tasks.disk import DiskTable, View, on_disk, open_table
+from sk_meta.tasks.disk import DiskTable, View, as_columns, on_disk, open_table
 from sk_meta.tasks.task import Task, take_rows
 
 
@@ -79,7 +79,9 @@ def tasks_from_file(
     group : str
         Column that says which task a row belongs to.
     features : list of str, default=None
-        Columns of the features; None means all others. They must hold numbers.
+        Columns of the features; None means all others, but for the index that pandas
+        writes. They must hold numbers. A meta-learner compares their names and order
+        with those of `fit`, as it does for DataFrames.
     labels : {"shared", "local"}, default="shared"
         Whether a label means the same in every task.
     sample_weight : str, default=None
@@ -93,8 +95,11 @@ def tasks_from_file(
 
     Raises
     ------
+    TypeError
+        If `features` is no list.
     ValueError
-        If a column is missing, holds no numbers, or a group is missing.
+        If a column is missing, holds no numbers or has two roles, if there are no
+        features, if a group is missing, or if the file is of another kind.
 
     See Also
     --------
@@ -117,15 +122,19 @@ def tasks_from_file(
            [2]])
     """
     file, path = open_table(path), Path(path)
-    targets = [target] if isinstance(target, str) else list(target)
+    targets = [target] if isinstance(target, str) else as_columns(target, "target")
     held = [*targets, group, *([sample_weight] if sample_weight else [])]
     for column in held:
         if column not in file.schema.names:
             raise ValueError(
                 f"{path.name} has no column {column!r}; it has {file.schema.names}."
             )
-    if features is None:
-        features = [name for name in file.schema.names if name not in held]
+    if len(set(held)) < len(held):
+        raise ValueError(
+            "target, group and sample_weight must be different columns, got "
+            f"target={target!r}, group={group!r}, sample_weight={sample_weight!r}."
+        )
+    features = _feature_columns(features, targets, group, held, file, path)
     table = file.read_all(held)
     y = [np.asarray(table.column(name)) for name in targets]
     groups = table.column(group).combine_chunks().dictionary_encode()
@@ -144,6 +153,28 @@ def tasks_from_file(
         labels,
         np.asarray(table.column(sample_weight)) if sample_weight else None,
     )
+
+
+def _feature_columns(features, targets, group, held, file, path):
+    """Columns of the features: those named, or all that have no other role."""
+    if features is None:
+        other = {*held, *file.index_columns}
+        features = [name for name in file.schema.names if name not in other]
+        if not features:
+            raise ValueError(
+                f"{path.name} has no column left for the features; it has "
+                f"{file.schema.names}, of which {sorted(other)} are the target, the "
+                "group, weights or the index. Name columns in `features`."
+            )
+    features = as_columns(features, "features")
+    for name in features:
+        if name == group or name in targets:
+            role = "group" if name == group else "target"
+            raise ValueError(
+                f"features has the column {name!r}, which is the {role}. Leave it out "
+                "of `features`."
+            )
+    return features
 
 
 def _refuse(missing):

@@ -159,7 +159,7 @@ class TaskDataset(Dataset):
         return self.encoding.evaluation_draw(index)
 
     def check_draws(self):
-        """Raise if some draw of the largest size would leave no query rows."""
+        """Raise if a task has no row to spare for the query set."""
         self.encoding.check_draws()
 
     def batch(self, indices, rng=None, pad=False) -> MetaBatch:

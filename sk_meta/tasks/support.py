@@ -47,13 +47,13 @@ def evaluation_generator(task, evaluation_seed: int) -> np.random.Generator:
     return np.random.default_rng((evaluation_seed, zlib.crc32(content)))
 
 
-def rows_drawn(n_rows: np.ndarray, size: int | float, of_classes: bool) -> np.ndarray:
-    """How many of `n_rows` rows are drawn: at least one.
+def rows_drawn(n_rows: np.ndarray, size: int | float) -> np.ndarray:
+    """How many of `n_rows` rows are drawn: at least one, and all but one at most.
 
-    One row of a class is left where it has two.
+    Rows of a class, or of a regression task.
     """
     wanted = np.rint(size * n_rows) if isinstance(size, float) else size
-    return np.maximum(1, np.minimum(wanted, n_rows - of_classes)).astype(np.int64)
+    return np.maximum(1, np.minimum(wanted, n_rows - 1)).astype(np.int64)
 
 
 def draw_support(
@@ -72,7 +72,7 @@ def draw_support(
         Positions of the rows that may be drawn.
     size : int or float
         Rows (of each class, where there are classes), or a fraction of them. At least
-        one row of each class is drawn, and one is left where the class has two.
+        one row is drawn (of each class), and one is left where there are two.
     rng : numpy.random.Generator
 
     Returns
@@ -87,7 +87,7 @@ def draw_support(
         counts = np.bincount(codes[shuffled])
         strata = np.split(shuffled[order], np.cumsum(counts[counts > 0])[:-1])
     n_rows = np.array([len(rows) for rows in strata])
-    n_drawn = rows_drawn(n_rows, size, codes is not None)
+    n_drawn = rows_drawn(n_rows, size)
     drawn = [rows[:n] for rows, n in zip(strata, n_drawn, strict=True)]
     return rng.permutation(np.concatenate(drawn))
 
@@ -126,6 +126,6 @@ def draw_supports(
     if not of_classes:
         return order
     rank = np.arange(len(order)) - np.repeat(np.cumsum(n_rows) - n_rows, n_rows)
-    left = rank >= np.repeat(rows_drawn(n_rows, size, of_classes), n_rows)
+    left = rank >= np.repeat(rows_drawn(n_rows, size), n_rows)
     part = 2 * np.repeat(task, n_rows) + left
     return order[(part + rng.random(len(part), dtype=np.float32)).argsort()]

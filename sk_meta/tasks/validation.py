@@ -167,7 +167,7 @@ def row_weights(weight, n_rows: int, what: str) -> np.ndarray | None:
 
 
 def feature_names(X):
-    """Column names of a DataFrame whose names are all strings, else None."""
+    """Column names of a DataFrame or DiskTable if all are strings, else None."""
     if not hasattr(X, "columns"):
         return None
     names = np.asarray(X.columns, dtype=object)
@@ -184,7 +184,7 @@ class Schema:
     shape : tuple of int
         Shape of one row of X.
     names : array of str, or None
-        Column names of DataFrames.
+        Column names of DataFrames or files.
     labels : "shared" or "local"
     classes : array, or None
         All labels, sorted, where they are shared.
@@ -273,16 +273,20 @@ class Schema:
 
     def check_features(self, X, what: str):
         """Raise unless rows look like those of `fit`; return them as numbers."""
+        self.check_columns(X, what)
+        X = numeric(X, f"X of {what}")
+        return X.reshape(len(X), *self.shape)
+
+    def check_columns(self, X, what: str):
+        """Raise unless shape and names of rows are those of `fit`; reads no row."""
         shape = tuple(np.shape(X)[1:])
-        if shape != self.shape:
-            if len(shape) == 1 and shape[0] == int(np.prod(self.shape)):
-                return numeric(X, f"X of {what}").reshape(-1, *self.shape)
+        flat = (int(np.prod(self.shape)),)  # rows of images may come as vectors
+        if shape not in (self.shape, flat):
             raise ValueError(
                 f"{what} has {say_shape(shape)}; the meta-learner was fitted on tasks "
                 f"with {say_shape(self.shape)}."
             )
         check_names(feature_names(X), self.names, what, "the tasks of fit")
-        return numeric(X, f"X of {what}")
 
     def encode(self, y, what: str):
         """Labels as integers in [0, n_classes), or scaled targets (n_rows, n_targets).

@@ -128,16 +128,135 @@ def test_groups_of_any_kind(kind, tmp_path):
     [
         ({"target": "no"}, "table.parquet has no column 'no'; it has"),
         ({"features": ["a", "no"]}, "no column 'no'"),
-        ({"features": ["a", "patient"]}, "'patient' .* holds .*string.*, not numbers"),
+        ({"features": ["a", "word"]}, "'word' .* holds .*string.*, not numbers"),
         ({"features": ["a", "kind"]}, "'kind' .* holds dictionary.*, not numbers"),
     ],
 )
 def test_errors_of_files(options, message, tmp_path):
     table = make_table()
-    table = table.assign(kind=table["patient"].astype("category"))
+    table = table.assign(kind=table["patient"].astype("category"), word="red")
     file = write(table, tmp_path / "table.parquet")
     with pytest.raises(ValueError, match=message):
         tasks_from_file(file, **{"target": "score", "group": "patient", **options})
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "message"),
+    [
+        ({"features": "a"}, TypeError, r"features must be a list .*'a'. Pass \['a'\]"),
+        ({"features": 3}, TypeError, "features must be a list .* got 3"),
+        ({"features": []}, ValueError, "features is empty. Name at least one"),
+        ({"features": ["a", "b", "a"]}, ValueError, "features has .* 'a' twice"),
+        ({"features": ["a", "score"]}, ValueError, "'score', which is the target. Lea"),
+        ({"features": ["patient"]}, ValueError, "'patient', which is the group. Leave"),
+        ({"target": []}, ValueError, "target is empty"),
+        ({"target": "patient"}, ValueError, "must be different columns, got target='p"),
+        ({"target": ["a", "b", "c", "score", "weight"]}, ValueError, "no column left"),
+    ],
+)
+def test_columns_of_two_roles_or_none(options, kind, message, path):
+    with pytest.raises(kind, match=message):
+        tasks_from_file(path, **{"target": "score", "group": "patient", **options})
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "message"),
+    [
+        ("t.csv", "to_csv", r"t.csv is neither .*read_csv\('t.csv'\).*'t.parquet'"),
+        ("t.arrow", "to_csv", "t.arrow is neither a Parquet nor an Arrow file"),
+        ("t.parquet", "to_feather", "t.parquet is an Arrow file by .* to 't.arrow'"),
+        ("t.feather", "to_parquet", "t.feather is a Parquet file .* to 't.parquet'"),
+    ],
+)
+def test_files_of_another_kind(name, write, message, tmp_path):
+    getattr(make_table(), write)(tmp_path / name)
+    with pytest.raises(ValueError, match=message):
+        tasks_from_file(tmp_path / name, target="score", group="patient")
+    with pytest.raises(ValueError, match=message):
+        DiskTable(tmp_path / name, FEATURES)
+
+
+@pytest.mark.parametrize("name", ["t.parquet", "t.arrow"])
+def test_damaged_files(name, tmp_path):
+    file = write(make_table(), tmp_path / name)
+    file.write_bytes(file.read_bytes()[:-5])
+    with pytest.raises(ValueError, match=f"{name} is an? .* file that is damaged"):
+        DiskTable(file, FEATURES)
+
+
+@pytest.mark.parametrize("name", ["t.parquet", "t.arrow"])
+@pytest.mark.parametrize("index", [None, "visit", ["visit", "day"]])
+def test_the_index_of_a_frame_is_no_feature(index, name, tmp_path):
+    table = make_table().drop(columns="weight").sample(frac=1, random_state=0)
+    if index:
+        rows = np.arange(len(table)) ** 2  # no range, which is not stored
+        table = table.assign(visit=rows, day=rows % 7)
+        table = table[[*FEATURES, "patient", "score", *np.atleast_1d(index)]]
+        table = table.set_index(index)
+    file = write(table, tmp_path / name)
+    options = {"target": "score", "group": "patient"}
+    task = tasks_from_file(file, **options)[0]
+    assert task.table.columns == FEATURES
+    if index:  # asked for, it is one
+        task = tasks_from_file(file, features=["visit"], **options)[0]
+        expected = table.index.get_level_values("visit")[task.rows]
+        np.testing.assert_array_equal(task.X[:, 0], expected)
+
+
+def test_the_index_may_be_the_group(tmp_path):
+    table = make_table()
+    file = write(table.set_index("patient"), tmp_path / "t.parquet")
+    tasks = tasks_from_file(file, target=["score", "weight"], group="patient")
+    assert len(tasks) == 12 and tasks[0].table.columns == FEATURES
+
+
+@pytest.fixture(scope="module", params=["frames", "file"])
+def fitted_by_name(request, tmp_path_factory):
+    """A learner fitted on tasks with column names, and those tasks' file."""
+    table = make_table()
+    file = write(table, tmp_path_factory.mktemp("names") / "t.parquet")
+    if request.param == "frames":
+        tasks = tasks_from_groups(table[FEATURES], table["score"], table["patient"])
+    else:
+        tasks = tasks_from_file(
+            file, target="score", group="patient", features=FEATURES
+        )
+    net = TaskNet(max_epochs=1)
+    return MAMLRegressor(net, support_size=3, random_state=0).fit(tasks), file
+
+
+@pytest.mark.parametrize(
+    ("features", "message"),
+    [
+        (FEATURES[::-1], r"Task 0 \('p\d+'\) has the columns of .* in another order"),
+        (["a", "b", "weight"], r"missing \['c'\], unknown \['weight'\]"),
+        (["a", "b"], r"Task 0 \('p\d+'\) has 2 features; .* 3 features"),
+    ],
+)
+def test_names_of_file_columns_are_those_of_fit(features, message, fitted_by_name):
+    meta, file = fitted_by_name
+    assert meta.feature_names_in_.tolist() == FEATURES
+    options = {"target": "score", "group": "patient"}
+    tasks = tasks_from_file(file, features=features, **options)
+    table = make_table()
+    frames = tasks_from_groups(table[features], table["score"], table["patient"])
+    for new in (tasks, frames):
+        for call in (meta.score, meta.predict, meta.partial_fit):
+            with pytest.raises(ValueError, match=message):
+                call(new)
+    same = tasks_from_file(file, features=FEATURES, **options)
+    with pytest.raises(
+        ValueError, match=r"Task [01] .*(order|other columns|2 features)"
+    ):
+        MAMLRegressor(TaskNet(max_epochs=1)).fit([*same[:1], *tasks[1:]])
+
+
+def test_frames_and_files_in_one_list(fitted_by_name):
+    meta, file = fitted_by_name
+    table = make_table()
+    frames = tasks_from_groups(table[FEATURES], table["score"], table["patient"])
+    tasks = tasks_from_file(file, target="score", group="patient", features=FEATURES)
+    assert meta.score([*frames[:6], *tasks[6:]]) == meta.score(frames)
 
 
 def test_without_pyarrow(monkeypatch, tmp_path):
@@ -225,7 +344,9 @@ def test_bad_values_on_disk_are_found_when_they_are_read(tmp_path):
     table.loc[table["patient"] == "p3", "a"] = np.nan
     file = write(table, tmp_path / "t.parquet")
     tasks = tasks_from_file(file, target="score", group="patient", features=FEATURES)
-    with pytest.raises(ValueError, match="contains NaN, infinity"):
+    bad = next(i for i, task in enumerate(tasks) if task.name == "p3")
+    message = rf"^X of Task {bad} \('p3'\) contains NaN, infinity"
+    with pytest.raises(ValueError, match=message):
         list(batches_of(tasks))
 
 
@@ -270,3 +391,16 @@ def test_only_the_row_groups_of_a_batch_are_read(tmp_path, monkeypatch):
         pass
     n_chunks = -(-len(table) // 15)
     assert len(read) <= n_chunks + 1  # in order, each is read once
+
+
+def test_names_of_a_sampler_on_disk(tmp_path):
+    table = make_table(40)
+    file, kind = write(table, tmp_path / "t.arrow"), np.arange(len(table)) % 6
+    options = {"n_way": 3, "n_query": 4, "n_episodes": 3}
+    episodes = EpisodeSampler(table[FEATURES], kind, **options)
+    schema = Schema.from_tasks(episodes, True)
+    other = EpisodeSampler(DiskTable(file, FEATURES[::-1]), kind, **options)
+    with pytest.raises(ValueError, match="the sampler's table has .*another order"):
+        TaskDataset(other, schema, 1, 0, "cpu")
+    same = EpisodeSampler(DiskTable(file, FEATURES), kind, **options)
+    assert len(TaskDataset(same, schema, 1, 0, "cpu")) == 3

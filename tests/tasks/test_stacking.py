@@ -357,12 +357,41 @@ def test_errors_name_the_task(task, message, make_dataset):
     assert str(error.value).startswith("Task 1 ('ann')")
 
 
-def test_support_sizes_that_leave_no_query_rows(make_dataset):
-    tasks = [Task(np.ones((n, 2)), np.arange(n), name=f"n={n}") for n in (9, 4)]
-    make_dataset(tasks, False, support_size=3).check_draws()
-    for size in (4, (1, 4)):
-        with pytest.raises(ValueError, match=r"Task 1 \('n=4'\).* no query rows"):
-            make_dataset(tasks, False, support_size=size).check_draws()
+@pytest.mark.parametrize("size", [4, (3, 20), 0.99])
+def test_small_tasks_keep_a_query_row(size, make_dataset):
+    """A task of too few rows gives all but one; the draw of a large one stays."""
+    tasks = [Task(np.ones((n, 2)), np.arange(n)) for n in (30, 2, 4)]
+    dataset = make_dataset(tasks, False, support_size=size)
+    dataset.check_draws()
+    sizes = set()
+    for rng in (None, *map(np.random.default_rng, range(30))):
+        for group in dataset.batch(range(3), rng):
+            n_support, n_query = group.support.X.shape[1], group.query.X.shape[1]
+            sizes |= {(n_support + n_query, n_support)}
+    assert {(2, 1), (4, 3)} <= sizes
+    assert all(1 <= n_support < n for n, n_support in sizes)
+    largest = {4: 4, (3, 20): 20, 0.99: 29}[size]
+    assert max(sizes) == (30, largest)
+    alone = make_dataset(tasks[:1], False, support_size=size)
+    for found, expected in zip(
+        dataset.evaluation_draw(0), alone.evaluation_draw(0), strict=True
+    ):
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_one_row_of_each_class_leaves_no_query_rows(make_dataset):
+    tasks = [Task(np.ones((n, 2)), np.arange(n) % 3, name=f"n={n}") for n in (9, 4, 3)]
+    make_dataset(tasks[:2], support_size=5).check_draws()
+    dataset = make_dataset(tasks, support_size=1)
+    for call in (
+        dataset.check_draws,
+        lambda: dataset.evaluation_draw(2),
+        lambda: dataset.batch([0, 2], np.random.default_rng(0)),
+    ):
+        with pytest.raises(
+            ValueError, match=r"Task 2 \('n=3'\) has 3 .* no query rows"
+        ):
+            call()
 
 
 @pytest.mark.parametrize(

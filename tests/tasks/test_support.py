@@ -33,7 +33,7 @@ def test_draws_of_a_regression_task(n, size, seed):
     rows = draw_support(None, np.arange(n), size, np.random.default_rng(seed))
     assert len(set(rows.tolist())) == len(rows)
     wanted = round(size * n) if isinstance(size, float) else size
-    assert len(rows) == max(1, min(wanted, n))
+    assert len(rows) == max(1, min(wanted, n - 1))
 
 
 @given(
@@ -52,7 +52,7 @@ def test_draws_for_many_tasks_at_once(tasks, size, seed):
         order = draw_supports(n_rows, task, size, of_classes, rng)
         assert sorted(order) == list(range(n_rows.sum()))
         stratum = np.repeat(np.arange(len(n_rows)), n_rows)
-        n_drawn, start = rows_drawn(n_rows, size, of_classes), 0
+        n_drawn, start = rows_drawn(n_rows, size), 0
         for i in range(len(tasks)):
             strata = np.flatnonzero(task == i)
             mine = stratum[order[start : start + n_rows[strata].sum()]]
