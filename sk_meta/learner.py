@@ -66,7 +66,9 @@ class RowLoss(nn.Module):
             squared = (scores.mean - y) ** 2 / variance
             return 0.5 * (squared + (2 * math.pi * variance).log()).mean(-1)
         if y.is_floating_point():
-            return ((scores - y) ** 2).mean(-1)
+            error = scores - y
+            squared = error * error
+            return squared.squeeze(-1) if y.shape[-1] == 1 else squared.mean(-1)
         return F.cross_entropy(scores, y, reduction="none")
 
 

@@ -62,7 +62,9 @@ def _product(A, B):
         return A * B
     if A.shape[-2] == 1:
         return (A.mT * B).sum(-2, keepdim=True)
-    return A @ B
+    if A.ndim == B.ndim == 2:
+        return torch.mm(A, B)
+    return torch.bmm(A, B) if A.ndim == B.ndim == 3 else A @ B
 
 
 class _Linear:
@@ -135,21 +137,24 @@ class _Norm:
                 0.0,
                 layer.eps,
             )
+        rstd = None
         if isinstance(layer, BatchNorm):
-            normalized = self._of_tasks(X)
+            rows, rstd = self._centered(X)
         else:
-            normalized = layer.normalize(X)
+            rows = layer.normalize(X).view(n_tasks, -1, *X.shape[1:])
+        if rstd is not None and (self.weight is None or self.network.recording):
+            rows, rstd = rows * rstd, None
         if self.weight is None:
-            return normalized
+            return rows.to(X.dtype).view(X.shape)
         scale, shift = self.state
-        shape, rows = self._shape(X), normalized
-        if scale is not self.weight:
-            shape = (n_tasks, 1, *shape[1:])
-            rows = normalized.view(n_tasks, -1, *X.shape[1:])
-        Z = rows * scale.view(shape)
-        Z = (Z if shift is None else Z + shift.view(shape)).view(X.shape)
+        first = n_tasks if scale is not self.weight else 1
+        shape = (first, 1, *self._shape(X)[1:])
+        normalized, scale = rows, scale.view(shape)
+        Z = rows * (scale if rstd is None else rstd * scale)
+        Z = Z if shift is None else Z + shift.view(shape)
+        Z = Z.to(X.dtype).view(X.shape)
         if self.network.recording:
-            self.records.append((normalized, Z))
+            self.records.append((normalized.view(X.shape), Z))
         return self.network.protected(Z)
 
     def _shape(self, X):
@@ -159,18 +164,20 @@ class _Norm:
             return (1,) * free + tuple(self.layer.normalized_shape)
         return (1, -1) + (1,) * (X.ndim - 2)
 
-    def _of_tasks(self, X):
-        """Batch normalisation by the rows of each task."""
+    def _centered(self, X):
+        """Rows less their task's mean, and 1 / standard deviation."""
         layer, network = self.layer, self.network
         rows = X.view(network.n_tasks, -1, *X.shape[1:])
         if rows.dtype == torch.bfloat16:
             rows = rows.float()  # three digits are too few for a mean
         axes = [axis for axis in range(rows.ndim) if axis not in (0, 2)]
-        source = rows if network.n_source is None else rows[:, : network.n_source]
-        variance, mean = torch.var_mean(source, axes, correction=0, keepdim=True)
+        n = network.n_source
+        # torch.var_mean takes many times as long.
+        mean = rows[:, :n].mean(axes, keepdim=True)
+        rows = rows - mean
+        variance = (rows[:, :n] * rows[:, :n]).mean(axes, keepdim=True)
         self.seen.append((mean, variance))
-        rows = (rows - mean) * torch.rsqrt(variance + layer.eps)
-        return rows.to(X.dtype).view(X.shape)
+        return rows, torch.rsqrt(variance + layer.eps)
 
     def step(self, normalized, changes):
         """Take a gradient step, from the gradient at the outputs."""
