@@ -196,10 +196,12 @@ class TaskNet(NeuralNet):
         return self
 
     def _warn_of_divergence(self):
-        if len(self.history) and not np.isfinite(self.history[-1]["train_loss"]):
+        # An epoch that was interrupted has no loss.
+        loss = self.history[-1].get("train_loss", 0.0) if len(self.history) else 0.0
+        if not np.isfinite(loss):
             warnings.warn(
                 "Meta-training has diverged: the training loss of the last epoch is "
-                f"{self.history[-1]['train_loss']}. Lower the net's lr, or inner_lr.",
+                f"{loss}. Lower the net's lr, or inner_lr.",
                 ConvergenceWarning,
                 stacklevel=4,
             )
