@@ -160,6 +160,18 @@ class Learner(nn.Module):
 
         A method that has a faster way for many tasks than vmap brings it here; it is
         checked against `forward` before it is used.
+
+        Parameters
+        ----------
+        support : Support
+            Tensors with a leading axis of length n_tasks.
+        X : tensor of shape (n_tasks, n, ...)
+
+        Returns
+        -------
+        scores : tensor of shape (n_tasks, n, ...), or a Gaussian of such
+        seen : tuple of tuples of (mean, variance)
+            Each of shape (n_tasks, channels).
         """
         raise NotImplementedError
 

@@ -75,9 +75,10 @@ class TaskNet(NeuralNet):
     verbose : int, default=0
         1 prints a line per epoch, and how meta-batches are computed.
     compile : bool, default=False
-        Compile the whole meta-step, both loops and the gradient. The first meta-batch
-        of each size then takes half a minute: for long runs. The network must do the
-        same operations whatever the data, and nothing besides, as for torch.export.
+        Compile the whole meta-step, both loops and the gradient: for long runs, since
+        a size of a meta-batch that comes the third time then waits for the compiler.
+        The network must do the same operations whatever the data, and nothing
+        besides, as for torch.export.
     way : {"auto", "layers", "vmap", "loop"}, default="auto"
         How the tasks of a meta-batch are computed: layer by layer, the rows of all
         tasks in one call; by torch.func.vmap; or one after the other. All give the

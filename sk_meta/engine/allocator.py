@@ -12,8 +12,8 @@ def kept_memory():
     """Have the C library keep what tensors free, and give it back at the end.
 
     By default it hands large blocks back to the system at once, and the system clears
-    each page before it lends it again. For the feature maps of convolutions that takes
-    as long as a third of the computing. Only with glibc; elsewhere nothing is changed.
+    each page before it lends it again; the feature maps of convolutions are such
+    blocks. Only with glibc; elsewhere nothing is changed.
     """
     library = _glibc()
     if library is None:

@@ -34,13 +34,16 @@ def task_losses(learner, batch, training=True):
     found = [group_losses(learner, group, training) for group in batch]
     losses, seen = zip(*found, strict=True)
     losses = losses[0] if len(losses) == 1 else torch.cat(losses)
-    if not seen[0] or len(seen) == 1:
-        return losses, seen[0]
-    leaves = [tree_flatten(of_group) for of_group in seen]
-    joined = [
-        torch.cat(parts) for parts in zip(*(flat for flat, _ in leaves), strict=True)
-    ]
-    return losses, tree_unflatten(joined, leaves[0][1])
+    return losses, joined(seen)
+
+
+def joined(seen):
+    """Statistics of several groups as those of one, (n_tasks, channels) each."""
+    leaves, tree = tree_flatten(seen[0])
+    if len(seen) == 1 or not leaves:
+        return seen[0]
+    columns = zip(*(tree_flatten(of_group)[0] for of_group in seen), strict=True)
+    return tree_unflatten([torch.cat(parts) for parts in columns], tree)
 
 
 def settle(learner, group):

@@ -251,8 +251,6 @@ class StackedNetwork:
         Rows of a task in a step, and in the last call.
     precision : torch.dtype, default=None
         Of products, as in torch.autocast.
-    factors : bool, default=None
-        Whether linear layers keep factors; None decides by a count of operations.
     """
 
     def __init__(
@@ -264,14 +262,12 @@ class StackedNetwork:
         n_support=1,
         n_query=1,
         precision=None,
-        factors=None,
     ):
         self.module = module
         self.precision = precision
         self.n_tasks = n_tasks
         self.learning_rate = learning_rate
         self.n_steps, self.n_support, self.n_query = n_steps, n_support, n_query
-        self.factors = factors
         self.recording = False
         self.source, self.n_source = "batch", None
         adapted = n_steps > 0
@@ -424,8 +420,6 @@ class StackedNetwork:
 
     def keeps_factors(self, weight, inputs):
         """Whether two factors per step cost less than a matrix per task."""
-        if self.factors is not None:
-            return self.factors
         n_out, n_in = weight.shape
         rows = self.n_query + self.n_support * (self.n_steps - 1) / 2
         as_factors = self.n_support * (n_in + n_out) * rows

@@ -1,9 +1,9 @@
 """The gradient of a meta-batch: at once, in pieces that fit in memory, or compiled."""
 
 import torch
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+from torch.utils._pytree import tree_map
 
-from sk_meta.engine.batching import settle, task_losses
+from sk_meta.engine.batching import joined, settle, task_losses
 from sk_meta.engine.memory import peak_bytes
 
 _MEGABYTE = 2**20
@@ -150,12 +150,3 @@ def pieces(group, n_tasks: int):
 def detached(seen):
     """Nested tensors without their graph."""
     return tree_map(torch.Tensor.detach, seen)
-
-
-def joined(seen):
-    """Statistics of several groups as those of one, (n_tasks, channels) each."""
-    leaves, tree = tree_flatten(seen[0])
-    if not leaves:
-        return seen[0]
-    columns = zip(*(tree_flatten(of_group)[0] for of_group in seen), strict=True)
-    return tree_unflatten([torch.cat(parts) for parts in columns], tree)

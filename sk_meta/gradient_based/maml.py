@@ -230,7 +230,7 @@ class MAMLClassifier(_MAMLParameters, MetaClassifier):
         does, so that a prediction depends on its neighbours; else the support set's.
     gradient_checkpointing : bool, default=False
         Compute inner steps anew in the backward pass instead of keeping what they
-        leave, in up to twice the time. Saves memory where a step leaves more than the
+        leave, which takes longer. Saves memory where a step leaves more than the
         change of the parameters: convolutions, long support sets, many steps layer by
         layer. No effect under vmap.
     support_size : int, float or tuple, default=5
@@ -295,7 +295,7 @@ class MAMLRegressor(_MAMLParameters, MetaRegressor):
         does, so that a prediction depends on its neighbours; else the support set's.
     gradient_checkpointing : bool, default=False
         Compute inner steps anew in the backward pass instead of keeping what they
-        leave, in up to twice the time. Saves memory where a step leaves more than the
+        leave, which takes longer. Saves memory where a step leaves more than the
         change of the parameters: convolutions, long support sets, many steps layer by
         layer. No effect under vmap.
     support_size : int, float or tuple, default=5

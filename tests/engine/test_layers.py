@@ -1,5 +1,6 @@
 """Tasks computed layer by layer give what a plain loop gives, or are left to vmap."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,8 +9,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from sk_meta.closed_form.alpaca import ALPaCA, BayesianDiscriminant
-from sk_meta.engine.batching import disagreement, task_losses
-from sk_meta.engine.each_task import preferred_way
+from sk_meta.engine.batching import disagreement, settle, task_losses
+from sk_meta.engine.each_task import can_pad, preferred_way
 from sk_meta.engine.layers import StackedNetwork, why_opaque
 from sk_meta.engine.memory import peak_bytes
 from sk_meta.engine.meta_step import MetaStep
@@ -183,6 +184,27 @@ def test_layer_by_layer_equals_a_loop(
     together = losses_and_gradient(learner, group, "layers")
     alone = losses_and_gradient(learner, group, "loop")
     torch.testing.assert_close(together, alone, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["residual", "typed", "hook", "layer"])
+def test_rows_filled_up_change_nothing(name, make_ragged_tasks, make_dataset):
+    """Tasks of several sizes in one call, in modules that are on no list."""
+    dataset = make_dataset(make_ragged_tasks())
+    learner = make_learner(FOLLOWED[name]()).float()
+    learner.way = "layers"
+    settle(learner, next(iter(dataset.batch(range(2)))))
+    assert learner.way == "layers" and can_pad(learner)
+    found = []
+    for pad in (False, True):
+        learner.zero_grad()
+        batch = dataset.batch(range(10), pad=pad)
+        order = np.concatenate([group.positions for group in batch])
+        losses, _ = task_losses(learner, batch)
+        losses.sum().backward()
+        gradients = [p.grad.clone() for p in learner.parameters()]
+        found.append((losses.detach()[np.argsort(order)], gradients, len(batch.groups)))
+    assert found[1][2] < found[0][2]
+    torch.testing.assert_close(found[1][:2], found[0][:2], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("first_order", [False, True])
