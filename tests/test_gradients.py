@@ -5,11 +5,11 @@ import torch
 from torch import nn
 
 from sk_meta.closed_form.alpaca import ALPaCA, BayesianDiscriminant
-from sk_meta.engine.batching import task_losses
 from sk_meta.engine.each_task import preferred_way
 from sk_meta.gradient_based.maml import MAML
 from sk_meta.metric_based.prototypes import Prototypes
 from sk_meta.networks import MLP, Conv4, exact_normalization
+from tests.meta_gradients import meta_gradient, slopes
 
 N_FEATURES, N_OUTPUTS = 16, 3
 TOLERANCE = 1e-6
@@ -126,35 +126,6 @@ def make_learner(method, network):
         for parameter in learner.parameters():
             parameter += 0.3 * torch.randn_like(parameter)
     return learner.train()
-
-
-def mean_loss(learner, batch):
-    return task_losses(learner, batch)[0].mean()
-
-
-def meta_gradient(learner, batch, way):
-    """The gradient by all meta-parameters, in one vector."""
-    learner.way = way
-    learner.zero_grad()
-    mean_loss(learner, batch).backward()
-    return torch.cat([p.grad.flatten() for p in learner.parameters()])
-
-
-def slopes(learner, batch, directions, step=1e-6):
-    """Directional derivatives by central differences, task after task."""
-    learner.way = "loop"
-    start = nn.utils.parameters_to_vector(learner.parameters()).detach()
-
-    def at(vector):
-        nn.utils.vector_to_parameters(vector, learner.parameters())
-        with torch.no_grad():
-            return mean_loss(learner, batch)
-
-    found = [
-        (at(start + step * d) - at(start - step * d)) / (2 * step) for d in directions
-    ]
-    at(start)
-    return torch.stack(found)
 
 
 def make_batch(method, make_group):

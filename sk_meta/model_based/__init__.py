@@ -1,0 +1,1 @@
+"""Learners whose network itself turns a support set into predictions."""

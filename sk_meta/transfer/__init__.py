@@ -1,0 +1,1 @@
+"""Learners without an inner loop in training: joint training, and what it transfers."""
