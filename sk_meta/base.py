@@ -22,6 +22,7 @@ from sk_meta.predictions import TaskPrediction, r_squared, scored_rows
 from sk_meta.tasks.sampling import EpisodeSampler, tables_of
 from sk_meta.tasks.stacking import TaskDataset, numeric_metadata
 from sk_meta.tasks.support import check_support_size
+from sk_meta.tasks.unlabeled import labeled_rows
 from sk_meta.tasks.validation import Schema, call_task, check_tasks, row_weights
 from sk_meta.training import Progress, TaskNet
 
@@ -35,6 +36,8 @@ class MetaEstimator(BaseEstimator):
     """
 
     _classification: ClassVar[bool]
+    _uses_unlabeled: ClassVar[bool] = False  # in support sets
+    unlabeled: ClassVar = None  # y of such rows: a parameter of learners that use them
     _parameter_constraints: ClassVar[dict] = {
         "net": "no_validation",  # by _make_net and check_support_size
         "support_size": "no_validation",
@@ -79,8 +82,8 @@ class MetaEstimator(BaseEstimator):
         """
         self._check_parameters()
         net = self._make_net()
-        tasks = check_tasks(tasks)
-        schema = Schema.from_tasks(tasks, self._classification)
+        tasks = check_tasks(tasks, self.unlabeled)
+        schema = Schema.from_tasks(tasks, self._classification, self._uses_unlabeled)
         dataset = self._dataset(tasks, schema, net.device)
         dataset.check_draws()
         seed = _seed(self.random_state)
@@ -109,7 +112,7 @@ class MetaEstimator(BaseEstimator):
         if not hasattr(self, "net_"):
             return self.fit(tasks)
         self._check_parameters()
-        dataset = self._later_dataset(check_tasks(tasks))
+        dataset = self._later_dataset(check_tasks(tasks, self.unlabeled))
         dataset.check_draws()
         net = deepcopy(self.net_)
         net.meta_partial_fit(dataset)
@@ -166,7 +169,7 @@ class MetaEstimator(BaseEstimator):
         list of TaskPrediction
         """
         check_is_fitted(self)
-        tasks = check_tasks(tasks)
+        tasks = check_tasks(tasks, self.unlabeled)
         dataset = self._later_dataset(tasks, scored=False)
         found, pad = [None] * len(tasks), can_pad(self.learner_)
         for start in range(0, len(tasks), _CHUNK):
@@ -200,7 +203,8 @@ class MetaEstimator(BaseEstimator):
         if not len(X):
             raise ValueError("The support set is empty. Pass at least one row.")
         X = schema.check_features(X, "the support set")
-        encoded, classes = schema.encode(y, "the support set")
+        labeled = labeled_rows(y, self.unlabeled)
+        encoded, classes = schema.encode(y, "the support set", labeled)
         if len(X) != len(encoded):
             raise ValueError(
                 f"X of the support set has {len(X)} rows, y has {len(encoded)}."
@@ -379,7 +383,8 @@ class MetaClassifier(MetaEstimator):
         return float(np.mean(scores))
 
     def _few_shot(self, frozen, y):
-        return FewShotClassifier(frozen, encoded_labels=np.unique(y))
+        known = np.atleast_1d(y)[labeled_rows(y, self.unlabeled)]
+        return FewShotClassifier(frozen, encoded_labels=np.unique(known))
 
     def _to_values(self, scores, n_classes):
         return probabilities(scores[0][:, :n_classes]), None

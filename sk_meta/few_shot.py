@@ -16,6 +16,8 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
+from sk_meta.tasks.unlabeled import labeled_rows
+
 
 def probabilities(logits):
     """Softmax over the last axis, (n, n_classes) -> (n, n_classes)."""
@@ -159,13 +161,15 @@ class FewShotClassifier(ClassifierMixin, _FewShotEstimator):
             return self
         y = np.asarray(y)
         labels = y.ravel() if y.ndim == 2 and y.shape[1] == 1 else y
-        decoded = self._decode(labels, meta)
+        labeled = labeled_rows(labels, meta.unlabeled)
+        # An ensemble, which hands codes, would have numbered unlabelled rows too.
+        decoded = self._decode(labels, meta) if labeled.all() else labels
         known = self._adapt(meta, X, decoded, sample_weight, metadata)
         if self.classes == "meta":
             self.classes_, self._columns = known, np.arange(len(known))
         else:
-            self.classes_, first = np.unique(labels, return_index=True)
-            self._columns = np.searchsorted(known, decoded[first])
+            self.classes_, first = np.unique(labels[labeled], return_index=True)
+            self._columns = np.searchsorted(known, decoded[labeled][first])
         self._n_known = len(known)
         return self
 

@@ -108,6 +108,9 @@ class Learner(nn.Module):
         Whether `way` was asked for, so that another one is an error.
     precision : torch.dtype or None
         Of the network in training; None for that of its parameters.
+    phase : tuple or None
+        For a method that computes different things at different epochs: which ones it
+        computes now; set by `begin_epoch`. None where nothing changes.
     """
 
     uses_weight = False
@@ -120,6 +123,13 @@ class Learner(nn.Module):
         self.way, self.why = "vmap", ""
         self.checked = self.forced = False
         self.precision = None
+        self.phase = None
+
+    def begin_epoch(self, epoch: int):
+        """Called in training before each epoch, with the number of finished ones.
+
+        What is computed then depends on `epoch` through `phase` and buffers alone.
+        """
 
     def adapt(self, support: Support):
         """Learn from the support set of one task.

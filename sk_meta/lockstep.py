@@ -101,6 +101,8 @@ def prepared(meta, tasks, fold, datasets):
     learner = blank.net_.module_
     if learner.way == "loop":
         raise Apart("this network is computed one task at a time")
+    if learner.phase is not None:
+        raise Apart("other things are computed from some epoch on")
     if not datasets.in_learner:
         own = meta.get_params(deep=False)
         kept = vars(learner).items()

@@ -253,8 +253,12 @@ def _without_prior(found):
     X_support, X_query = (
         numeric(X, task.label()).reshape(len(X), -1) for X in (X_support, X_query)
     )
-    weight = None if task.sample_weight is None else task.sample_weight[found.support]
-    y_support = task.y[found.support]
+    support = found.support
+    if task.labeled is not None:
+        X_support = X_support[task.labeled[support]]
+        support = support[task.labeled[support]]
+    weight = None if task.sample_weight is None else task.sample_weight[support]
+    y_support = task.y[support]
     if found.classes is None:
         few_shot = FewShotRegressor().fit(X_support, y_support, sample_weight=weight)
         return found._replace(values=few_shot.predict(X_query), std=None)

@@ -12,6 +12,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from sk_meta.tasks.sampling import Episode, EpisodeSampler
 from sk_meta.tasks.task import Task, take_rows
+from sk_meta.tasks.unlabeled import labeled_rows
 from sk_meta.tasks.validation import call_task, check_tasks
 
 
@@ -34,8 +35,11 @@ class SupportScaledTask(Task):
     def fit_support(self, support, query):
         """Features of support and query rows, after fitting on the support rows."""
         X_support, X_query = take_rows(self.X, support), take_rows(self.X, query)
+        y = self.y[support]
+        if self.labeled is not None and not self.labeled[support].all():
+            y = None
         for transformer in self.transformers:
-            fitted = clone(transformer).fit(X_support, self.y[support])
+            fitted = clone(transformer).fit(X_support, y)
             X_support, X_query = (
                 _dense(fitted.transform(X)) for X in (X_support, X_query)
             )
@@ -265,12 +269,13 @@ def adapt(model, X, y, *, sample_weight=None, metadata=None):
     True
     """
     steps, meta = parts_of(model)
+    known = y if labeled_rows(y, meta.unlabeled).all() else None
     fitted = []
     for name, step in steps:
         if step.scope == "pooled":
             transformer = FrozenEstimator(step.transformer_)
         else:
-            transformer = clone(step.transformer_).fit(X, y)
+            transformer = clone(step.transformer_).fit(X, known)
         X = _dense(transformer.transform(X))
         fitted.append((name, transformer))
     few_shot = meta.adapt(X, y, sample_weight=sample_weight, metadata=metadata)

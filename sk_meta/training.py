@@ -357,6 +357,11 @@ class TaskNet(NeuralNet):
             )
         return X
 
+    def on_epoch_begin(self, net, **kwargs):
+        """As in skorch; the learner is told how many epochs are finished."""
+        super().on_epoch_begin(net, **kwargs)
+        self.module_.begin_epoch(len(self.history) - 1)
+
     def train_step_single(self, batch, **fit_params):
         """Mean loss of the tasks of a meta-batch, and its gradient."""
         self._set_training(True)

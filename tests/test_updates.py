@@ -76,6 +76,18 @@ def test_the_learning_rate_can_be_learned(problem):
     torch.testing.assert_close(rate.grad, (above - below) / 2e-6, rtol=1e-6, atol=0)
 
 
+def test_each_parameter_may_have_a_rate_of_its_own(problem):
+    loss, start = problem
+    rates = {"w": torch.rand(3).double(), "c": torch.tensor(0.2).double()}
+    gradients = torch.func.grad(loss)(start)
+    found = gradient_descent(loss, start, rates, 1)
+    for name, value in start.items():
+        torch.testing.assert_close(found[name], value - rates[name] * gradients[name])
+    equal = dict.fromkeys(start, torch.tensor(0.1).double())
+    found, expected = (gradient_descent(loss, start, r, 3) for r in (equal, 0.1))
+    torch.testing.assert_close(found, expected)
+
+
 def test_prototypes_are_weighted_class_means(rng):
     Z, y = rng.normal(size=(12, 3)), np.arange(12) % 3
     weight = rng.uniform(0.1, 2.0, 12)

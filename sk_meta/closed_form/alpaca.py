@@ -2,14 +2,17 @@
 
 import math
 from functools import partial
+from numbers import Real
 from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
+from sklearn.utils._param_validation import Interval
 from torch import Tensor, nn
 
 from sk_meta.base import MetaClassifier, MetaEstimator, MetaRegressor
 from sk_meta.learner import EmbeddingLearner, Gaussian
+from sk_meta.updates import trainable
 
 
 class LinearPosterior(NamedTuple):
@@ -37,6 +40,8 @@ class ALPaCA(EmbeddingLearner):
     n_inputs : int
         Number of the row's own values that are features too; 0 for none.
     n_targets : int
+    regularization : float, default=0.0
+        Factor of `penalty` in the loss of a task in training.
 
     References
     ----------
@@ -48,20 +53,49 @@ class ALPaCA(EmbeddingLearner):
     uses_weight = True
     least_noise = 1e-4  # variance, of targets scaled to 1
 
-    def __init__(self, module, n_features, n_inputs, n_targets):
+    def __init__(self, module, n_features, n_inputs, n_targets, regularization=0.0):
         super().__init__(module)
         self.n_inputs = n_inputs
+        self.regularization = regularization
         size = n_inputs + n_features + 1
         scale = torch.zeros(size)
         scale[n_inputs : n_inputs + n_features] = -0.5 * math.log(n_features)
         self.prior_mean = nn.Parameter(torch.zeros(size, n_targets))
-        self.prior_log_scale = nn.Parameter(scale)
+        self.register_buffer("first_log_scale", scale)
+        self.prior_log_scale = nn.Parameter(scale.clone())
         self.prior_correlation = nn.Parameter(torch.zeros(size, size))
         self.log_noise_std = nn.Parameter(torch.full((n_targets,), math.log(0.1)))
 
     def noise(self):
         """Variance of the noise of each target."""
         return (2 * self.log_noise_std).exp() + self.least_noise
+
+    def factor(self):
+        """Lower triangular factor of the prior covariance, (p, p)."""
+        return torch.diag(self.prior_log_scale.exp()) + self.prior_correlation.tril(-1)
+
+    def divergence(self):
+        """Kullback-Leibler divergence of the prior from the one before training.
+
+        That one has mean 0 and independent weights. Mean over targets.
+        """
+        scale = self.first_log_scale.exp()[:, None]
+        squared = ((self.factor() / scale) ** 2).sum()
+        squared = squared + ((self.prior_mean / scale) ** 2).sum(0).mean()
+        grown = (self.prior_log_scale - self.first_log_scale).sum()
+        return 0.5 * (squared - len(scale)) - grown
+
+    def penalty(self):
+        """The same, and half the squared weights of the network, biases left out."""
+        weights = [w for w in trainable(self.module).values() if w.ndim > 1]
+        return self.divergence() + 0.5 * sum((w**2).sum() for w in weights)
+
+    def loss(self, scores, query, support):
+        """Minus the log density of the query rows; in training, with the penalty."""
+        found = super().loss(scores, query, support)
+        if not self.training or not self.regularization:
+            return found
+        return found + self.regularization * self.penalty()
 
     def features(self, X, Z):
         """Row, network output and 1, side by side: (n, p)."""
@@ -77,8 +111,7 @@ class ALPaCA(EmbeddingLearner):
         if support.weight is not None:
             root = support.weight.sqrt()[:, None]
             Z, residual = Z * root, residual * root
-        factor = torch.diag(self.prior_log_scale.exp())
-        factor = (factor + self.prior_correlation.tril(-1)).double()
+        factor = self.factor().double()
         A = Z.double() @ factor
         noise = self.noise().double()[:, None, None]
         gram = A @ A.T + noise * torch.eye(len(A), dtype=A.dtype, device=A.device)
@@ -274,6 +307,11 @@ class ALPaCARegressor(_ALPaCAParameters, MetaRegressor):
         Network and meta-training; the network's output is features.
     linear_features : bool, default=True
         Whether the row itself is a feature too, beside the network's output.
+    regularization : float, default=1.0
+        Strength of a pull of the prior towards its start, mean 0 and independent
+        weights, and of the network's weights towards 0. This, over the number of tasks,
+        times the Kullback-Leibler divergence of the prior and half the squared weights
+        is added to the training loss of a task; 0 for none.
     support_size : int, float or tuple, default=5
         Rows of the support set of a task that has none: a number, a fraction, or a
         range (low, high) drawn anew at each visit.
@@ -311,7 +349,36 @@ class ALPaCARegressor(_ALPaCAParameters, MetaRegressor):
     True
     """
 
+    _parameter_constraints: ClassVar[dict] = {
+        **_ALPaCAParameters._parameter_constraints,
+        "regularization": [Interval(Real, 0, None, closed="left")],
+    }
+
+    def __init__(
+        self,
+        net=None,
+        *,
+        linear_features=True,
+        regularization=1.0,
+        support_size=5,
+        evaluation_seed=0,
+        random_state=None,
+        verbose=0,
+    ):
+        super().__init__(
+            net,
+            linear_features=linear_features,
+            support_size=support_size,
+            evaluation_seed=evaluation_seed,
+            random_state=random_state,
+            verbose=verbose,
+        )
+        self.regularization = regularization
+
     def _learner_maker(self, schema):
         return partial(
-            ALPaCA, n_inputs=self._n_inputs(schema), n_targets=schema.n_outputs
+            ALPaCA,
+            n_inputs=self._n_inputs(schema),
+            n_targets=schema.n_outputs,
+            regularization=self.regularization / schema.n_tasks,
         )

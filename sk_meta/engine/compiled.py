@@ -158,4 +158,4 @@ def _key(learner, values):
         (tuple(v.shape), v.dtype, v.device.type) if torch.is_tensor(v) else v
         for v in values
     )
-    return learner.way, learner.training, learner.precision, shapes
+    return learner.way, learner.training, learner.precision, learner.phase, shapes

@@ -4,12 +4,13 @@ A gradient step on n rows changes a linear layer by a product of rank n: the lay
 inputs on these rows, and the gradient of the loss at its outputs. Kept as two factors
 (adaptation in activation space), the step costs no weight matrix per task, and all
 tasks' rows go through one product with the shared weights. Where the factors would cost
-more than the matrices, they are added up to one matrix per task. Both are exact, and
-autograd gives the second order.
+more than the matrices, or where every number of a weight has a learning rate of its
+own, they are added up to one matrix per task. Both are exact, and autograd gives the
+second order.
 """
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import torch
 import torch.nn.functional as F
@@ -67,12 +68,32 @@ def _product(A, B):
     return torch.bmm(A, B) if A.ndim == B.ndim == 3 else A @ B
 
 
-class _Linear:
-    """A linear layer, adapted in activation space or by a matrix per task."""
+def _stepped(changes, rates):
+    """Gradients at outputs times a rate for the whole layer, or with the other rates.
 
-    def __init__(self, layer, network):
+    Rates are None, where the gradients are steps already, or those of weight and bias.
+    """
+    if rates is None:
+        return changes, None
+    of_weight, of_bias = rates
+    if of_weight.ndim == 0 and (of_bias is None or of_bias is of_weight):
+        return changes * of_weight, None
+    return changes, rates
+
+
+def _times(rates, which, values):
+    return values if rates is None else rates[which] * values
+
+
+class _Linear:
+    """A linear layer, adapted in activation space or by a matrix per task.
+
+    `names` are those of its weight and bias, in the network; empty if tasks share them.
+    """
+
+    def __init__(self, layer, network, names):
         self.weight, self.bias = layer.weight, layer.bias
-        self.network = network
+        self.network, self.names = network, names
         # Factors stay one by one: joined, each step would keep those of all before it.
         self.state = (), (), None
         self.records = []
@@ -92,16 +113,16 @@ class _Linear:
                 overlap = _product(self.network.by_task(X), inputs.mT)
                 overlap = overlap if self.bias is None else overlap + 1
                 Z = Z - _product(overlap, changes).view(Z.shape)
-        if self.network.recording:
-            self.records.append((X, Z))
-        return self.network.protected(Z)
+        return self.network.record(self, X, Z)
 
-    def step(self, inputs, changes):
-        """Take a gradient step: the inputs, and the step at the outputs."""
+    def step(self, inputs, changes, rates):
+        """Take a gradient step: the inputs, and the gradient at the outputs."""
         inputs = self.network.by_task(inputs).to(self.weight.dtype)
         changes = self.network.by_task(changes).to(self.weight.dtype)
+        changes, rates = _stepped(changes, rates)
         old_inputs, old_changes, own = self.state
-        if own is None and self.network.keeps_factors(self.weight, inputs):
+        as_factors = rates is None and self.network.keeps_factors(self.weight, inputs)
+        if own is None and as_factors:
             self.state = (*old_inputs, inputs), (*old_changes, changes), None
             return
         if own is None:
@@ -110,17 +131,17 @@ class _Linear:
                 bias = bias.expand(len(inputs), 1, -1)
             own = self.weight.expand(len(inputs), -1, -1), bias
         weight, bias = own
-        weight = weight - _product(changes.mT, inputs)
+        weight = weight - _times(rates, 0, _product(changes.mT, inputs))
         if bias is not None:
-            bias = bias - changes.sum(1, keepdim=True)
+            bias = bias - _times(rates, 1, changes.sum(1, keepdim=True))
         self.state = (), (), (weight, bias)
 
 
 class _Norm:
     """A normalisation: statistics and affine part of each task."""
 
-    def __init__(self, layer, network):
-        self.layer, self.network = layer, network
+    def __init__(self, layer, network, names):
+        self.layer, self.network, self.names = layer, network, names
         self.weight, self.bias = layer.weight, layer.bias
         self.state = self.weight, self.bias
         self.records, self.seen = [], []
@@ -153,9 +174,7 @@ class _Norm:
         Z = rows * (scale if rstd is None else rstd * scale)
         Z = Z if shift is None else Z + shift.view(shape)
         Z = Z.to(X.dtype).view(X.shape)
-        if self.network.recording:
-            self.records.append((normalized.view(X.shape), Z))
-        return self.network.protected(Z)
+        return self.network.record(self, normalized.view(X.shape), Z)
 
     def _shape(self, X):
         """Shape that lets the affine parameters broadcast over rows."""
@@ -179,8 +198,9 @@ class _Norm:
         self.seen.append((mean, variance))
         return rows, torch.rsqrt(variance + layer.eps)
 
-    def step(self, normalized, changes):
+    def step(self, normalized, changes, rates):
         """Take a gradient step, from the gradient at the outputs."""
+        changes, rates = _stepped(changes, rates)
         shape = self._shape(normalized)
         n_tasks = self.network.n_tasks
 
@@ -190,9 +210,9 @@ class _Norm:
             return rows.sum(axes).view(n_tasks, *self.weight.shape)
 
         scale, shift = self.state
-        scale = scale - summed(changes * normalized)
+        scale = scale - _times(rates, 0, summed(changes * normalized))
         if shift is not None:
-            shift = shift - summed(changes)
+            shift = shift - _times(rates, 1, summed(changes))
         self.state = scale, shift
 
 
@@ -204,23 +224,24 @@ _FOLLOWED = {
 }
 
 
-def why_opaque(module: nn.Module, adapted: bool) -> str | None:
+def why_opaque(module: nn.Module, adapted: bool | Collection[str]) -> str | None:
     """What keeps a network from being followed layer by layer; None if nothing does.
 
     Parameters
     ----------
     module : torch.nn.Module
-    adapted : bool
-        Whether each task changes the parameters, or all share them.
+    adapted : bool or collection of str
+        Whether each task changes the parameters, or all share them; or the names of
+        those that it changes.
     """
-    owners = {}
+    owners, chosen = {}, _ids(module, None if adapted is True else adapted or ())
     for name, layer in module.named_modules():
         own = dict(layer.named_parameters(recurse=False))
         if isinstance(layer, nn.RNNBase):
             return f"{name or 'the network'} is recurrent"
         if not adapted or not own:
             continue
-        free = {parameter.requires_grad for parameter in own.values()}
+        free = {id(parameter) in chosen for parameter in own.values()}
         if free == {False}:
             continue
         if type(layer) not in _FOLLOWED:
@@ -231,6 +252,15 @@ def why_opaque(module: nn.Module, adapted: bool) -> str | None:
             if owners.setdefault(id(parameter), layer) is not layer:
                 return f"{name} shares a parameter with another layer"
     return None
+
+
+def _ids(module, adapted):
+    """Of the named parameters, or of all that are not frozen."""
+    return {
+        id(parameter)
+        for name, parameter in module.named_parameters()
+        if (parameter.requires_grad if adapted is None else name in adapted)
+    }
 
 
 class StackedNetwork:
@@ -244,13 +274,15 @@ class StackedNetwork:
         `why_opaque` has nothing against it.
     n_tasks : int
     learning_rate : float or scalar tensor, default=0.0
-        Of the steps.
+        Of the steps, unless a step has its own.
     n_steps : int, default=0
         Steps to come; with the next two, decides between factors and matrices.
     n_support, n_query : int, default=1
         Rows of a task in a step, and in the last call.
     precision : torch.dtype, default=None
         Of products, as in torch.autocast.
+    adapted : collection of str, default=None
+        Names of the parameters that steps change; None for all that are not frozen.
     """
 
     def __init__(
@@ -262,6 +294,7 @@ class StackedNetwork:
         n_support=1,
         n_query=1,
         precision=None,
+        adapted=None,
     ):
         self.module = module
         self.precision = precision
@@ -270,21 +303,18 @@ class StackedNetwork:
         self.n_steps, self.n_support, self.n_query = n_steps, n_support, n_query
         self.recording = False
         self.source, self.n_source = "batch", None
-        adapted = n_steps > 0
+        chosen = _ids(module, adapted) if n_steps > 0 else ()
         self.layers = {}
-        for layer in module.modules():
+        for name, layer in module.named_modules():
             kind = _FOLLOWED.get(type(layer))
-            wanted = isinstance(layer, BatchNorm) or (
-                adapted and any(p.requires_grad for p in layer.parameters(False))
-            )
-            if kind is not None and wanted:
+            if kind is None:
+                continue
+            own = layer.named_parameters(name, recurse=False)
+            names = [parameter for parameter, value in own if id(value) in chosen]
+            if names or isinstance(layer, BatchNorm):
                 # A weak reference: no cycle is to keep the tensors alive.
-                self.layers[layer] = kind(layer, weakref.proxy(self))
-        self.adapted = [
-            layer
-            for layer in self.layers.values()
-            if adapted and layer.weight is not None and layer.weight.requires_grad
-        ]
+                self.layers[layer] = kind(layer, weakref.proxy(self), names)
+        self.adapted = [layer for layer in self.layers.values() if layer.names]
         self._saved, self._depth = [], 0
         self._copies = self._probed = False
 
@@ -296,7 +326,7 @@ class StackedNetwork:
             self._saved.append((layer, dict(layer._parameters)))
             layer.forward = stacked
             for name, parameter in layer._parameters.items():
-                if parameter is not None and stacked in self.adapted:
+                if parameter is not None and stacked.names:
                     layer._parameters[name] = _Shared(parameter)
         return self
 
@@ -339,7 +369,13 @@ class StackedNetwork:
             for layer in batch_norms(self.module)
         )
 
-    def step(self, loss: Callable[[Tensor], Tensor], X: Tensor, first_order: bool):
+    def step(
+        self,
+        loss: Callable[[Tensor], Tensor],
+        X: Tensor,
+        first_order: bool,
+        rates: dict[str, Tensor] | None = None,
+    ):
         """One gradient step of each task.
 
         Parameters
@@ -349,6 +385,10 @@ class StackedNetwork:
         X : tensor of shape (n_tasks, n, ...)
         first_order : bool
             Treat the gradients as constants, and keep no graph of them.
+        rates : dict of tensors, default=None
+            Learning rates by the names of parameters, in place of the common one: a
+            scalar, or of the parameter's shape. One and the same scalar for weight and
+            bias of a layer is cheapest.
         """
         if not torch.is_grad_enabled():
             X = X.detach().requires_grad_()  # nothing else might ask for a graph
@@ -357,7 +397,7 @@ class StackedNetwork:
             outputs = [Z for _, _, Z, _ in records]
             # The loss times the rate: every gradient comes out as its step.
             changes = torch.autograd.grad(
-                value * self.learning_rate,
+                value * self.learning_rate if rates is None else value,
                 outputs,
                 create_graph=not first_order,
                 allow_unused=True,
@@ -365,9 +405,17 @@ class StackedNetwork:
         for (layer, inputs, _, _), change in zip(records, changes, strict=True):
             if change is None:  # an output that the loss does not depend on
                 continue
-            layer.step(inputs.detach() if first_order else inputs, change)
+            inputs = inputs.detach() if first_order else inputs
+            layer.step(inputs, change, self._rates_of(layer, rates))
 
-    def step_again(self, loss, X: Tensor, first_order: bool):
+    def _rates_of(self, layer, rates):
+        """Those of weight and bias."""
+        if rates is None:
+            return None
+        weight, *bias = [rates[name] for name in layer.names]
+        return weight, bias[0] if bias else None
+
+    def step_again(self, loss, X: Tensor, first_order: bool, rates=None):
         """The same as `step`; computed anew in the backward pass instead of kept."""
         if not self._probed:
             # Whether outputs must be copied has to be known before.
@@ -379,7 +427,7 @@ class StackedNetwork:
         def step(X, *flat):
             with self:
                 self._set_states(tree_unflatten(flat, before))
-                self.step(loss, X, first_order)
+                self.step(loss, X, first_order, rates)
             flat, after = tree_flatten([layer.state for layer in self.adapted])
             forms.append(after)
             return tuple(flat)
@@ -414,9 +462,12 @@ class StackedNetwork:
         """Rows of a linear layer, (n_tasks * n, ..., d) -> (n_tasks, n, d)."""
         return X.reshape(self.n_tasks, -1, X.shape[-1])
 
-    def protected(self, Z):
-        """The output of a layer, safe from operations in place."""
-        return Z.clone() if self._copies and self.recording else Z
+    def record(self, layer, inputs, Z):
+        """Keep what a step needs; the output, safe from operations in place."""
+        if not (self.recording and layer.names):
+            return Z
+        layer.records.append((inputs, Z))
+        return Z.clone() if self._copies else Z
 
     def keeps_factors(self, weight, inputs):
         """Whether two factors per step cost less than a matrix per task."""

@@ -24,7 +24,7 @@ class MetaStep:
     def __init__(self, max_memory=None, compiled=None):
         self.max_memory = max_memory
         self.compiled = compiled
-        self.bytes = self.at_once = None
+        self.bytes, self.at_once = {}, None  # in each phase of the learner
 
     def __call__(self, learner, batch, reduce=None):
         """The gradient of the reduced losses is added to that of the parameters.
@@ -98,9 +98,9 @@ class MetaStep:
             return 1  # nothing is gained by keeping the graphs of all tasks
         if self.max_memory is None:
             return None
-        if self.bytes is None:
-            self.bytes = _measure(learner, group)
-        fixed, each = self.bytes
+        if learner.phase not in self.bytes:
+            self.bytes[learner.phase] = _measure(learner, group)
+        fixed, each = self.bytes[learner.phase]
         rows = group.support.X.shape[1] + group.query.X.shape[1]
         left = self.max_memory * _MEGABYTE - fixed
         return max(1, int(left // (each * rows)))

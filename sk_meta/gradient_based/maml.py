@@ -1,16 +1,22 @@
-"""Model-agnostic meta-learning."""
+"""Model-agnostic meta-learning, with the parts of MAML++, Meta-SGD and BOIL."""
 
 from functools import partial
 from numbers import Integral, Real
 from typing import ClassVar, NamedTuple
 
 import torch
-from sklearn.utils._param_validation import Interval
+from sklearn.utils._param_validation import Interval, StrOptions
 
 from sk_meta.base import MetaClassifier, MetaEstimator, MetaRegressor
 from sk_meta.engine.layers import StackedNetwork, why_opaque
+from sk_meta.gradient_based.inner_rates import (
+    KINDS,
+    PARTS,
+    InnerRates,
+    adapted_parameters,
+)
 from sk_meta.learner import Learner, weighted_mean
-from sk_meta.updates import gradient_descent, trainable
+from sk_meta.updates import closed_outputs, gradient_step, shut_out
 
 
 class MAMLState(NamedTuple):
@@ -19,7 +25,7 @@ class MAMLState(NamedTuple):
     Attributes
     ----------
     parameters : dict of tensors
-        The adapted network's.
+        Those of the network that were adapted.
     statistics : tuple of (mean, variance)
         Of the support set, at each batch normalisation.
     closed : tuple
@@ -47,11 +53,17 @@ class MAML(Learner):
     first_order : bool
     transductive : bool
     gradient_checkpointing : bool
+    adapts : {"all", "body", "head"}
+    inner_rates : {"fixed", "layer", "layer_and_step", "parameter"}
+    multi_step_epochs : int
+    first_order_epochs : int
 
     References
     ----------
     Finn, Abbeel, Levine (2017), Model-Agnostic Meta-Learning for Fast Adaptation of
-    Deep Networks, algorithm 2.
+    Deep Networks, algorithm 2. Antoniou, Edwards, Storkey (2019), How to train your
+    MAML, section 4. Li, Zhou, Chen, Li (2017), Meta-SGD, algorithms 1 and 2. Oh, Yoo,
+    Kim, Yun (2021), BOIL.
     """
 
     uses_weight = True
@@ -66,6 +78,10 @@ class MAML(Learner):
         first_order=False,
         transductive=False,
         gradient_checkpointing=False,
+        adapts="all",
+        inner_rates="fixed",
+        multi_step_epochs=0,
+        first_order_epochs=0,
     ):
         super().__init__(module)
         self.n_outputs = n_outputs
@@ -75,47 +91,81 @@ class MAML(Learner):
         self.first_order = first_order
         self.transductive = transductive
         self.gradient_checkpointing = gradient_checkpointing
+        self.adapts = adapts
+        self.inner_rates = inner_rates
+        self.multi_step_epochs = multi_step_epochs if n_inner_steps > 1 else 0
+        self.first_order_epochs = first_order_epochs
+        self.adapted = adapted_parameters(module, adapts)
+        self.rates = None
+        if inner_rates != "fixed":
+            given = module, self.adapted, inner_rates, inner_lr, n_inner_steps
+            self.rates = InnerRates(*given)
+        weights = torch.zeros(n_inner_steps) if self.multi_step_epochs else None
+        self.register_buffer("step_weights", weights, persistent=False)
+        self.begin_epoch(0)
+
+    def begin_epoch(self, epoch):
+        """See `Learner.begin_epoch`."""
+        if not (self.multi_step_epochs or self.first_order_epochs):
+            return
+        every_step = epoch < self.multi_step_epochs
+        self.phase = epoch < self.first_order_epochs, every_step
+        if every_step:
+            # From equal weights, in a straight line, to the last step alone.
+            share = (1 - epoch / self.multi_step_epochs) / self.n_inner_steps
+            self.step_weights.fill_(share)
+            self.step_weights[-1] += 1 - self.n_inner_steps * share
 
     def adapt(self, support):
         """See `Learner.adapt`."""
-        closed = self._closed(support)
-
-        def loss(parameters):
-            scores = _open(self.call(support.X, parameters)[0], closed)
-            return weighted_mean(self.loss_of_rows(scores, support.y), support.weight)
-
-        parameters = gradient_descent(
-            loss,
-            trainable(self.module),
-            self.inner_lr,
-            self.n_inner_steps if self.training else self.n_adapt_steps,
-            self.first_order,
-            self.gradient_checkpointing and self.training and self.way == "loop",
-        )
-        statistics = ()
-        if self.norms and not self.transductive:
-            _, statistics = self.call(support.X, parameters, source="trace")
-        return MAMLState(parameters, statistics, closed)
+        for parameters in self._descent(support):
+            last = parameters
+        return self._state(support, last)
 
     def predict(self, state, X):
         """See `Learner.predict`."""
         source = "batch" if self.transductive else "given"
         scores, _ = self.call(X, state.parameters, source, state.statistics)
-        return _open(scores, state.closed)
+        return shut_out(scores, state.closed)
+
+    def forward(self, support, X):
+        """See `Learner.forward`; the scores may be a list, those after each step."""
+        if not self._uses_every_step():
+            return super().forward(support, X)
+        _, *path = self._descent(support)
+        return [self.predict(self._state(support, p), X) for p in path], ()
+
+    def loss_of_rows(self, scores, y):
+        """See `Learner.loss_of_rows`; steps count by their weights."""
+        of_step = super().loss_of_rows
+        if not isinstance(scores, list):
+            return of_step(scores, y)
+        losses = torch.stack([of_step(each, y) for each in scores], -1)
+        return (losses * self.step_weights).sum(-1)
 
     def why_apart(self):
         """See `Learner.why_apart`."""
-        return why_opaque(self.module, adapted=True)
+        return why_opaque(self.module, self.adapted)
 
     def together(self, support, X):
         """See `Learner.together`."""
         n_support, n_query = support.X.shape[1], X.shape[1]
         n_steps = self.n_inner_steps if self.training else self.n_adapt_steps
-        closed = self._closed(support)
+        closed = closed_outputs(support, self.n_outputs)
+        first_order = self._is_first_order() or not self.training
+        every_step = self._uses_every_step()
+        both = self.norms and not self.transductive
 
         def loss(scores):
-            losses = self.row_losses(_open(scores, closed), support.y)
+            losses = self.row_losses(shut_out(scores, closed), support.y)
             return weighted_mean(losses, support.weight).sum()
+
+        def scores():
+            if not both:
+                return shut_out(network(X), closed)
+            # The query rows are normalised as the support set is.
+            rows = torch.cat([support.X, X], 1)
+            return shut_out(network(rows, n_source=n_support)[:, n_support:], closed)
 
         network = StackedNetwork(
             self.module,
@@ -125,45 +175,93 @@ class MAML(Learner):
             n_support,
             n_query,
             self.precision if self.training else None,
+            self.adapted,
         )
         again = self.gradient_checkpointing and self.training
-        step = network.step_again if again else network.step
+        take_step = network.step_again if again else network.step
+        found = []
         with network:
-            for _ in range(n_steps):
-                step(loss, support.X, self.first_order or not self.training)
-            if self.norms and not self.transductive:
-                # The query rows are normalised as the support set is.
-                both = torch.cat([support.X, X], 1)
-                scores = network(both, n_source=n_support)[:, n_support:]
-            else:
-                scores = network(X)
-        return _open(scores, closed), ()
+            for step in range(n_steps):
+                rates = None if self.rates is None else self.rates(step)
+                take_step(loss, support.X, first_order, rates)
+                if every_step:
+                    found.append(scores())
+            return (found if every_step else scores()), ()
 
-    def _closed(self, support):
-        """Mask of the outputs that the task has no class for; empty if none."""
-        if not 0 < support.n_classes < self.n_outputs:
-            return ()
-        outputs = torch.arange(self.n_outputs, device=support.y.device)
-        return (outputs >= support.n_classes,)
+    def _is_first_order(self):
+        """Whether gradients are constants, in this epoch."""
+        return self.first_order or (self.phase is not None and self.phase[0])
+
+    def _uses_every_step(self):
+        """Whether the loss is of the scores after every step, in this epoch."""
+        return self.training and self.phase is not None and self.phase[1]
+
+    def _descent(self, support):
+        """Adapted parameters before the first step and after each one."""
+        closed = closed_outputs(support, self.n_outputs)
+
+        def loss(parameters):
+            scores = shut_out(self.call(support.X, parameters)[0], closed)
+            return weighted_mean(self.loss_of_rows(scores, support.y), support.weight)
+
+        named = dict(self.module.named_parameters())
+        parameters = {name: named[name] for name in self.adapted}
+        yield parameters
+        first_order = self._is_first_order()
+        again = self.gradient_checkpointing and self.training and self.way == "loop"
+        for step in range(self.n_inner_steps if self.training else self.n_adapt_steps):
+            rates = self.inner_lr if self.rates is None else self.rates(step)
+            parameters = gradient_step(loss, parameters, rates, first_order, again)
+            yield parameters
+
+    def _state(self, support, parameters):
+        """The state that parameters make."""
+        statistics = ()
+        if self.norms and not self.transductive:
+            _, statistics = self.call(support.X, parameters, source="trace")
+        closed = closed_outputs(support, self.n_outputs)
+        return MAMLState(parameters, statistics, closed)
 
 
-def _open(scores, closed):
-    """Logits with the outputs that have no class shut out."""
-    return scores.masked_fill(closed[0], -1e9) if closed else scores
+_INNER_LOOP = {
+    "inner_lr": [Interval(Real, 0, None, closed="neither")],
+    "n_inner_steps": [Interval(Integral, 1, None, closed="left")],
+    "n_adapt_steps": [Interval(Integral, 1, None, closed="left"), None],
+    "first_order": ["boolean"],
+    "transductive": ["boolean"],
+    "gradient_checkpointing": ["boolean"],
+    "adapts": [StrOptions(PARTS)],
+    "inner_rates": [StrOptions({"fixed", *KINDS})],
+    "multi_step_epochs": [Interval(Integral, 0, None, closed="left")],
+    "first_order_epochs": [Interval(Integral, 0, None, closed="left")],
+}
 
 
-class _MAMLParameters:
-    """What the classifier and the regressor share."""
+class UsesMAML:
+    """What estimators share whose Learner is MAML with some of its options."""
 
     _parameter_constraints: ClassVar[dict] = {
         **MetaEstimator._parameter_constraints,
-        "inner_lr": [Interval(Real, 0, None, closed="neither")],
-        "n_inner_steps": [Interval(Integral, 1, None, closed="left")],
-        "n_adapt_steps": [Interval(Integral, 1, None, closed="left"), None],
-        "first_order": ["boolean"],
-        "transductive": ["boolean"],
-        "gradient_checkpointing": ["boolean"],
+        **_INNER_LOOP,
     }
+    _settled: ClassVar[dict] = {}  # options that are no parameters of the estimator
+
+    def _learner_maker(self, schema):
+        options = {
+            name: value
+            for name, value in self.get_params(deep=False).items()
+            if name in _INNER_LOOP
+        }
+        if options["n_adapt_steps"] is None:
+            options["n_adapt_steps"] = options["n_inner_steps"]
+        return partial(MAML, **options, **self._settled)
+
+    def _n_network_outputs(self, schema):
+        return schema.n_outputs
+
+
+class _MAMLParameters(UsesMAML):
+    """What the classifier and the regressor share."""
 
     def __init__(
         self,
@@ -175,6 +273,10 @@ class _MAMLParameters:
         first_order=False,
         transductive=False,
         gradient_checkpointing=False,
+        adapts="all",
+        inner_rates="fixed",
+        multi_step_epochs=0,
+        first_order_epochs=0,
         support_size=5,
         evaluation_seed=0,
         random_state=None,
@@ -187,24 +289,14 @@ class _MAMLParameters:
         self.first_order = first_order
         self.transductive = transductive
         self.gradient_checkpointing = gradient_checkpointing
+        self.adapts = adapts
+        self.inner_rates = inner_rates
+        self.multi_step_epochs = multi_step_epochs
+        self.first_order_epochs = first_order_epochs
         self.support_size = support_size
         self.evaluation_seed = evaluation_seed
         self.random_state = random_state
         self.verbose = verbose
-
-    def _learner_maker(self, schema):
-        return partial(
-            MAML,
-            inner_lr=self.inner_lr,
-            n_inner_steps=self.n_inner_steps,
-            n_adapt_steps=self.n_adapt_steps or self.n_inner_steps,
-            first_order=self.first_order,
-            transductive=self.transductive,
-            gradient_checkpointing=self.gradient_checkpointing,
-        )
-
-    def _n_network_outputs(self, schema):
-        return schema.n_outputs
 
 
 class MAMLClassifier(_MAMLParameters, MetaClassifier):
@@ -233,6 +325,20 @@ class MAMLClassifier(_MAMLParameters, MetaClassifier):
         leave, which takes longer. Saves memory where a step leaves more than the
         change of the parameters: convolutions, long support sets, many steps layer by
         layer. No effect under vmap.
+    adapts : {"all", "body", "head"}, default="all"
+        Which parameters the inner loop changes: all, those of the last layer that has
+        any ("head"), or those of the other layers ("body", as in BOIL). All of them
+        are meta-trained.
+    inner_rates : {"fixed", "layer", "layer_and_step", "parameter"}, default="fixed"
+        Learning rates of the inner loop: `inner_lr` as it is, or learned ones that
+        start there: one for each layer, one for each layer and step (steps beyond
+        `n_inner_steps` take those of the last), or one for every number in the network,
+        as in Meta-SGD. Learned rates may become negative.
+    multi_step_epochs : int, default=0
+        During so many first epochs, the query loss is a weighted mean of those after
+        each inner step. The weights are equal at first and move to the last step.
+    first_order_epochs : int, default=0
+        So many first epochs use `first_order=True`.
     support_size : int, float or tuple, default=5
         Rows per class of the support set of a task that has none: a number, a fraction,
         or a range (low, high) drawn anew at each visit.
@@ -259,6 +365,9 @@ class MAMLClassifier(_MAMLParameters, MetaClassifier):
     ----------
     Finn, Abbeel, Levine (2017), Model-Agnostic Meta-Learning for Fast Adaptation of
     Deep Networks, algorithm 2.
+
+    Antoniou, Edwards, Storkey (2019), How to train your MAML, section 4: learned rates,
+    multi-step loss, derivative-order annealing.
 
     Examples
     --------
@@ -298,6 +407,20 @@ class MAMLRegressor(_MAMLParameters, MetaRegressor):
         leave, which takes longer. Saves memory where a step leaves more than the
         change of the parameters: convolutions, long support sets, many steps layer by
         layer. No effect under vmap.
+    adapts : {"all", "body", "head"}, default="all"
+        Which parameters the inner loop changes: all, those of the last layer that has
+        any ("head"), or those of the other layers ("body", as in BOIL). All of them
+        are meta-trained.
+    inner_rates : {"fixed", "layer", "layer_and_step", "parameter"}, default="fixed"
+        Learning rates of the inner loop: `inner_lr` as it is, or learned ones that
+        start there: one for each layer, one for each layer and step (steps beyond
+        `n_inner_steps` take those of the last), or one for every number in the network,
+        as in Meta-SGD. Learned rates may become negative.
+    multi_step_epochs : int, default=0
+        During so many first epochs, the query loss is a weighted mean of those after
+        each inner step. The weights are equal at first and move to the last step.
+    first_order_epochs : int, default=0
+        So many first epochs use `first_order=True`.
     support_size : int, float or tuple, default=5
         Rows of the support set of a task that has none: a number, a fraction,
         or a range (low, high) drawn anew at each visit.
@@ -322,6 +445,9 @@ class MAMLRegressor(_MAMLParameters, MetaRegressor):
     ----------
     Finn, Abbeel, Levine (2017), Model-Agnostic Meta-Learning for Fast Adaptation of
     Deep Networks, algorithm 2.
+
+    Antoniou, Edwards, Storkey (2019), How to train your MAML, section 4: learned rates,
+    multi-step loss, derivative-order annealing.
 
     Examples
     --------

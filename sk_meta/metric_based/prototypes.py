@@ -6,7 +6,7 @@ from torch import Tensor
 
 from sk_meta.base import MetaClassifier
 from sk_meta.learner import EmbeddingLearner, weighted_mean
-from sk_meta.updates import prototypes
+from sk_meta.updates import prototypes, squared_distances, weight_of_known
 
 
 class PrototypeState(NamedTuple):
@@ -47,21 +47,13 @@ class Prototypes(EmbeddingLearner):
 
     def apply_head(self, state, Z):
         """Minus the squared distances; far below them for a class without rows."""
-        squared = (
-            (Z**2).sum(1, keepdim=True)
-            - 2 * Z @ state.means.T
-            + (state.means**2).sum(1)
-        )
-        return (-squared).masked_fill(state.mass == 0, -1e9)
+        scores = -squared_distances(Z, state.means)
+        return scores.masked_fill(state.mass == 0, -1e9)
 
     def loss(self, scores, query, support):
         """Mean over the query rows whose class has a support row."""
-        same = query.y[:, None] == support.y
-        if support.weight is not None:
-            same = same & (support.weight > 0)
-        present = same.any(1).to(scores.dtype)
-        weight = present if query.weight is None else present * query.weight
-        return weighted_mean(self.loss_of_rows(scores, query.y), weight)
+        rows = self.loss_of_rows(scores, query.y)
+        return weighted_mean(rows, weight_of_known(query, support))
 
 
 class PrototypicalClassifier(MetaClassifier):

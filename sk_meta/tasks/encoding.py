@@ -91,11 +91,12 @@ class EncodedTasks:
     def _set_orders(self, ys):
         """Slots of each task: support set and query set, or those that are drawn from.
 
-        The latter by class, with the sizes of the classes in `_strata`.
+        The latter by class, with the sizes of the classes in `_strata`; unlabelled
+        rows, which join the support set that is drawn, are in `_unlabeled`.
         """
-        orders, n_support, strata = [], [], []
+        orders, n_support, strata, unlabeled = [], [], [], []
         for position, (task, y) in enumerate(zip(self.tasks, ys, strict=True)):
-            labeled = task.labeled
+            labeled, free = task.labeled, []
             if task.support is None:
                 order = np.arange(len(y)) if labeled is None else labeled.nonzero()[0]
                 _check_usable(len(order), task, position)
@@ -107,15 +108,18 @@ class EncodedTasks:
                     sizes = sizes[sizes > 0].tolist()
                 strata.append(sizes)
                 n_support.append(0)
+                if self.schema.uses_unlabeled and labeled is not None:
+                    free = np.flatnonzero(~labeled) + self.first[position]
             else:
                 order = (~task.support).argsort(kind="stable")
                 n = int(np.count_nonzero(task.support))
-                _check_given(order, n, labeled, self.scored, task, position)
+                self._check_given(order, n, task, position)
                 if labeled is not None and self.scored:
-                    order = order[labeled[order]]
+                    order = order[labeled[order] | (np.arange(len(order)) < n)]
                 strata.append([])
                 n_support.append(n)
             orders.append(order)
+            unlabeled.append(free)
         lengths = np.array([len(order) for order in orders])
         self._at = np.cumsum(lengths) - lengths
         self._order = np.concatenate(orders) + np.repeat(self.first, lengths)
@@ -124,6 +128,38 @@ class EncodedTasks:
         self._n_strata = np.array([len(sizes) for sizes in strata])
         self._stratum_at = np.cumsum(self._n_strata) - self._n_strata
         self._strata = np.array([n for sizes in strata for n in sizes], dtype=int)
+        self._n_unlabeled = np.array([len(free) for free in unlabeled])
+        self._unlabeled_at = np.cumsum(self._n_unlabeled) - self._n_unlabeled
+        self._unlabeled = np.concatenate(unlabeled).astype(int)
+
+    def _check_given(self, order, n_support, task, position):
+        """Raise unless a task's own support set can be used, and its query set too."""
+        what = call_task(task, position)
+        if not n_support:
+            raise ValueError(f"{what} has an empty support set. Mark at least one row.")
+        if n_support == len(order):
+            raise ValueError(
+                f"{what} has no query rows: all {len(order)} are in the support set."
+            )
+        if task.labeled is None:
+            return
+        of_support, of_query = np.split(task.labeled[order], [n_support])
+        if not of_support.all() and not self.schema.uses_unlabeled:
+            raise ValueError(
+                f"{what} has rows without a known label in its support set, which this "
+                "meta-learner cannot use. Leave them out of `support`, or use a "
+                "semi-supervised meta-learner."
+            )
+        if not of_support.any():
+            raise ValueError(
+                f"{what} has no labelled row in its support set. Mark one of each "
+                "class, at least."
+            )
+        if self.scored and not of_query.any():
+            raise ValueError(
+                f"{what} has no labelled query row, so nothing to score. Mark fewer "
+                "rows as support, or leave the task out."
+            )
 
     def _set_kinds(self):
         metadata = [numeric_metadata(task.metadata) for task in self.tasks]
@@ -191,7 +227,12 @@ class EncodedTasks:
         slots = slots[draw_supports(n_rows, task, size, of_classes, rng)]
         n_support = self._n_drawn(indices, size)
         self._check_left(indices, n_usable - n_support)
-        return slots, n_support, n_usable - n_support
+        n_free = self._n_unlabeled[indices]
+        if n_free.any():
+            free = self._unlabeled[ranges(self._unlabeled_at[indices], n_free)]
+            starts = np.cumsum(n_usable) - n_usable
+            slots = np.insert(slots, np.repeat(starts, n_free), free)
+        return slots, n_support + n_free, n_usable - n_support
 
     def _n_drawn(self, indices, size):
         n_strata = self._n_strata[indices]
@@ -226,6 +267,9 @@ class EncodedTasks:
             if self.schema.classification:
                 codes = self.y[self.first[index] : self.first[index] + n_rows]
             support = draw_support(codes, np.sort(order), size, rng)
+            at, n_free = self._unlabeled_at[index], self._n_unlabeled[index]
+            free = self._unlabeled[at : at + n_free] - self.first[index]
+            support = np.concatenate([free, support])
             left = np.ones(n_rows, dtype=bool)
             left[support] = False
             if self.scored and task.labeled is not None:
@@ -260,6 +304,12 @@ class EncodedEpisodes:
     """
 
     def __init__(self, sampler, schema):
+        if sampler.n_hidden and not schema.uses_unlabeled:
+            raise ValueError(
+                f"The sampler's support sets have {sampler.n_hidden} unlabelled rows, "
+                "which this meta-learner cannot use. Pass n_unlabeled=0, or use a "
+                "semi-supervised one."
+            )
         self.sampler = sampler
         self.classification = schema.classification
         self.weight = None
@@ -270,7 +320,7 @@ class EncodedEpisodes:
         else:
             (self.y, _), n_classes = schema.encode(sampler.y, "the sampler"), 0
         self.n_classes = np.array([n_classes])
-        self._n_support = sampler.n_way * sampler.n_shot
+        self._n_support = sampler.n_way * sampler.n_shot + sampler.n_hidden
         self._n_query = sampler.n_way * sampler.n_query
 
     def encoded(self, index) -> Encoded:
@@ -321,20 +371,21 @@ def ranges(starts, lengths):
 
 
 def _encode_y(task, schema, position):
-    """y as numbers; rows without a known label get those of a labelled one."""
+    """y as numbers; rows without a known label get those of a labelled one, or -1."""
     y, kind, what = task.y, schema.labels, call_task(task, position)
     if schema.classification and task.labels != kind:
         raise ValueError(
             f"{what} has {task.labels} labels; the meta-learner was fitted on "
             f"tasks with {kind} ones."
         )
-    if task.labeled is not None and not task.labeled.all():
-        if not task.labeled.any():
+    labeled = np.ones(len(y), bool) if task.labeled is None else task.labeled
+    if not labeled.all():
+        if not labeled.any():
             raise ValueError(f"{what} has no row with a known label.")
         y = y.copy()
-        y[~task.labeled] = y[np.flatnonzero(task.labeled)[0]]
+        y[~labeled] = y[np.flatnonzero(labeled)[0]]
     if schema.classification and kind == "local" and task.support is not None:
-        known = np.unique(y[task.support])
+        known = np.unique(y[task.support & labeled])
         lacking = np.setdiff1d(np.unique(y), known)
         if lacking.size:
             raise ValueError(
@@ -342,27 +393,7 @@ def _encode_y(task, schema, position):
                 f"{lacking[0]!r}, of which the support set has no row. Give every "
                 "class a support row, or leave its query rows out."
             )
-    return schema.encode(y, what)
-
-
-def _check_given(order, n_support, labeled, scored, task, position):
-    what = call_task(task, position)
-    if not n_support:
-        raise ValueError(f"{what} has an empty support set. Mark at least one row.")
-    if labeled is not None and not labeled[order[:n_support]].all():
-        raise ValueError(
-            f"{what} has rows without a known label in its support set, which this "
-            "meta-learner cannot use. Leave them out of `support`."
-        )
-    if n_support == len(order):
-        raise ValueError(
-            f"{what} has no query rows: all {len(order)} are in the support set."
-        )
-    if scored and labeled is not None and not labeled[order[n_support:]].any():
-        raise ValueError(
-            f"{what} has no labelled query row, so nothing to score. Mark fewer "
-            "rows as support, or leave the task out."
-        )
+    return schema.encode(y, what, labeled if schema.uses_unlabeled else None)
 
 
 def _check_usable(n_usable, task, position):
@@ -382,3 +413,36 @@ def numeric_metadata(metadata):
         return np.atleast_1d(np.asarray(values, dtype=np.float32)).ravel()
     except (TypeError, ValueError):
         return None
+
+
+def metadata_table(metadata, n_values, call):
+    """Metadata of tasks, for a method that uses it: float array (n_tasks, m).
+
+    Parameters
+    ----------
+    metadata : iterable of object
+        Of each task.
+    n_values : int or None
+        Numbers that each must have; None for as many as the first.
+    call : callable
+        Position -> what a message calls the task.
+    """
+    rows = []
+    for position, given in enumerate(metadata):
+        values, what = numeric_metadata(given), call(position)
+        if values is None or not values.size:
+            found = "none" if given is None else f"{given!r:.60}"
+            raise ValueError(
+                f"{what} has no numeric metadata, which use_metadata=True needs; found "
+                f"{found}. Pass an array or dict of numbers, or use_metadata=False."
+            )
+        if not np.isfinite(values).all():
+            raise ValueError(f"The metadata of {what} contain NaN or infinity.")
+        n_values = len(values) if n_values is None else n_values
+        if len(values) != n_values:
+            raise ValueError(
+                f"{what} has {len(values)} metadata values; tasks of meta-training "
+                f"have {n_values}. Describe all tasks by the same numbers."
+            )
+        rows.append(values)
+    return np.stack(rows)

@@ -126,6 +126,7 @@ def make_gaussian_process_tasks(
     *,
     kernel="rbf",
     length_scale=1.0,
+    output_scale=1.0,
     nu=1.5,
     noise=0.1,
     n_features=1,
@@ -134,10 +135,10 @@ def make_gaussian_process_tasks(
     n_query=10,
     random_state=None,
 ):
-    """Make regression tasks drawn from a Gaussian process with mean 0 and variance 1.
+    """Make regression tasks drawn from a Gaussian process with mean 0.
 
-    A Gaussian process with this kernel and noise is optimal: no learner does better on
-    average.
+    A Gaussian process with the task's own kernel and noise is optimal: no learner does
+    better on average.
 
     Parameters
     ----------
@@ -145,12 +146,15 @@ def make_gaussian_process_tasks(
         Number of tasks.
     kernel : {"rbf", "matern"}, default="rbf"
         Covariance of the process, as sklearn.gaussian_process.kernels defines it.
-    length_scale : float, default=1.0
-        Length scale of the kernel, in units of x.
+    length_scale : float or tuple of (low, high), default=1.0
+        Length scale of the kernel, in units of x. A tuple draws it anew for each task,
+        uniformly.
+    output_scale : float or tuple of (low, high), default=1.0
+        Standard deviation of the process at a point; likewise.
     nu : {0.5, 1.5, 2.5}, default=1.5
         Smoothness of the Matern kernel.
-    noise : float, default=0.1
-        Standard deviation of what is added to y, in both sets.
+    noise : float or tuple of (low, high), default=0.1
+        Standard deviation of what is added to y, in both sets; likewise.
     n_features : int, default=1
         Dimension of x.
     x_range : tuple of (low, high), default=(-2.0, 2.0)
@@ -164,32 +168,46 @@ def make_gaussian_process_tasks(
     Returns
     -------
     list of Task
-        `X` (n_rows, n_features) and `y` (n_rows,) are float64.
+        `X` (n_rows, n_features) and `y` (n_rows,) are float64. `metadata` (3,) is the
+        truth, length scale, output scale and noise: not for a learner that is to be
+        compared with others.
 
     Examples
     --------
     >>> from sk_meta.tasks import make_gaussian_process_tasks
     >>> make_gaussian_process_tasks(2, kernel="matern", nu=2.5, random_state=0)
     [Task('gp_0', n_rows=20, n_support=10), Task('gp_1', n_rows=20, n_support=10)]
+    >>> task = make_gaussian_process_tasks(length_scale=(0.2, 1.0), random_state=0)[0]
+    >>> task.metadata.round(2)
+    array([0.71, 1.  , 0.1 ])
     """
     covariance = _covariance(kernel, nu)
-    if not length_scale > 0:
-        raise ValueError(f"length_scale must be positive, got {length_scale!r}.")
     rng = _generator(random_state)
     sizes = _draw_sizes(rng, n_tasks, n_support, n_query)
+    truth = np.stack(
+        [
+            _draw_scale(rng, n_tasks, length_scale, "length_scale"),
+            _draw_scale(rng, n_tasks, output_scale, "output_scale"),
+            _draw_scale(rng, n_tasks, noise, "noise", zero=True),
+        ],
+        axis=1,
+    )
     rows = sizes.sum(axis=1)
     starts = np.cumsum(rows) - rows
     X = rng.uniform(*x_range, size=(rows.sum(), n_features))
     y = rng.standard_normal(len(X))
     for n_rows in np.unique(rows):
-        same = starts[rows == n_rows]
+        same = np.flatnonzero(rows == n_rows)
         per_chunk = max(1, CHUNK // int(n_rows) ** 2)
         for first in range(0, len(same), per_chunk):
-            at = same[first : first + per_chunk, None] + np.arange(n_rows)
-            distance = _distances(X[at]) / length_scale
+            chosen = same[first : first + per_chunk]
+            at = starts[chosen, None] + np.arange(n_rows)
+            distance = _distances(X[at]) / truth[chosen, 0, None, None]
             K = covariance(distance) + JITTER * np.eye(n_rows)
             y[at] = (np.linalg.cholesky(K) @ y[at][..., None])[..., 0]
-    return _cut(X, y + _noise(rng, noise, len(X)), sizes, "gp")
+    scale, error = np.repeat(truth[:, 1:], rows, axis=0).T
+    y = scale * y + error * rng.standard_normal(len(X))
+    return _cut(X, y, sizes, "gp", metadata=truth)
 
 
 def make_blob_tasks(
@@ -291,6 +309,20 @@ def _draw_size(rng, shape, size, name):
     if not isinstance(shape[0], Integral) or shape[0] < 1:
         raise ValueError(f"n_tasks must be an int of at least 1, got {shape[0]!r}.")
     return rng.integers(*ends, size=shape, endpoint=True)
+
+
+def _draw_scale(rng, n_tasks, scale, name, zero=False):
+    """A positive number for each task."""
+    ends = scale if isinstance(scale, tuple) else (scale, scale)
+    low, high = ends if len(ends) == 2 else (np.nan, np.nan)
+    if not (low <= high and (low > 0 or (zero and low == 0))):
+        least = "at least 0" if zero else "positive"
+        raise ValueError(
+            f"{name} must be {least}, a number or a tuple (low, high), got {scale!r}."
+        )
+    if low == high:
+        return np.full(n_tasks, low)
+    return rng.uniform(low, high, size=n_tasks)
 
 
 def _noise(rng, scale, n):

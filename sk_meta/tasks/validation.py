@@ -9,14 +9,17 @@ import numpy as np
 from sk_meta.tasks.disk import table_of
 from sk_meta.tasks.sampling import EpisodeSampler
 from sk_meta.tasks.task import Task
+from sk_meta.tasks.unlabeled import check_classes, mark_unlabeled
 
 
-def check_tasks(tasks):
+def check_tasks(tasks, unlabeled=None):
     """Turn what a user passes as tasks into a sequence of Task.
 
     Parameters
     ----------
     tasks : list of Task, list of (X, y), or EpisodeSampler
+    unlabeled : int or str, default=None
+        Rows with this y count as unlabelled.
 
     Returns
     -------
@@ -30,6 +33,7 @@ def check_tasks(tasks):
         If they are something else.
     """
     if isinstance(tasks, EpisodeSampler):
+        check_classes(tasks, unlabeled)
         return tasks
     if isinstance(tasks, Task):
         raise TypeError("Expected a list of tasks, got one Task. Pass [task].")
@@ -47,7 +51,8 @@ def check_tasks(tasks):
         )
     if len(tasks) == 0:
         raise ValueError("There are no tasks: the list is empty. Pass at least one.")
-    return [_as_task(task, position) for position, task in enumerate(tasks)]
+    tasks = [_as_task(task, position) for position, task in enumerate(tasks)]
+    return [mark_unlabeled(task, unlabeled) for task in tasks]
 
 
 def _as_task(task, position):
@@ -194,6 +199,12 @@ class Schema:
         Whether y has two dimensions.
     target_mean, target_scale : arrays of shape (n_outputs,)
         Of the pooled labelled rows, for regression.
+    uses_unlabeled : bool
+        Whether rows without a known label may be in a support set; their y is -1.
+    metadata : array of shape (2, m), or None
+        Mean and scale of the tasks' metadata, for methods that use it.
+    n_tasks : int
+        Tasks of meta-training.
     """
 
     classification: bool
@@ -205,15 +216,24 @@ class Schema:
     multi_output: bool = False
     target_mean: np.ndarray = field(default_factory=lambda: np.zeros(1))
     target_scale: np.ndarray = field(default_factory=lambda: np.ones(1))
+    uses_unlabeled: bool = False
+    metadata: np.ndarray | None = None
+    n_tasks: int = 0
 
     @classmethod
-    def from_tasks(cls, tasks, classification: bool):
+    def from_tasks(cls, tasks, classification: bool, uses_unlabeled: bool = False):
         """Infer the schema of training tasks; raise where they disagree."""
         lazy = isinstance(tasks, EpisodeSampler)
         looked_at = tasks[:1] if lazy else tasks
         first = looked_at[0]
         X = first.preview() if hasattr(first, "preview") else table_of(first)
-        schema = cls(classification, tuple(np.shape(X)[1:]), feature_names(X))
+        schema = cls(
+            classification,
+            tuple(np.shape(X)[1:]),
+            feature_names(X),
+            uses_unlabeled=uses_unlabeled,
+            n_tasks=len(tasks),
+        )
         _check_features_agree(looked_at)
         if classification:
             schema._set_labels(tasks, looked_at)
@@ -288,8 +308,16 @@ class Schema:
             )
         check_names(feature_names(X), self.names, what, "the tasks of fit")
 
-    def encode(self, y, what: str):
+    def encode(self, y, what: str, labeled=None):
         """Labels as integers in [0, n_classes), or scaled targets (n_rows, n_targets).
+
+        Parameters
+        ----------
+        y : array of shape (n_rows,) or (n_rows, n_targets)
+        what : str
+            How messages call the rows.
+        labeled : array of bool of shape (n_rows,), default=None
+            Mask of the rows whose label is known, for `uses_unlabeled`; others get -1.
 
         Returns
         -------
@@ -308,9 +336,16 @@ class Schema:
                 )
             scaled = (y.reshape(len(y), -1) - self.target_mean) / self.target_scale
             return scaled.astype(np.float32), None
-        y = label_array(y, f"y of {what}")
-        classes = np.unique(y) if self.labels == "local" else self.classes
-        return encode_labels(y, classes, what), classes
+        labeled = np.ones(len(y), dtype=bool) if labeled is None else labeled
+        known = label_array(np.asarray(y)[labeled], f"y of {what}")
+        if not len(known):
+            raise ValueError(
+                f"{what[0].upper()}{what[1:]} has no row with a known label."
+            )
+        classes = np.unique(known) if self.labels == "local" else self.classes
+        encoded = np.full(len(y), -1)
+        encoded[labeled] = encode_labels(known, classes, what)
+        return encoded, classes
 
 
 def _check_features_agree(tasks):

@@ -119,7 +119,9 @@ def draw_tasks(sources: list[Rows], seed: int) -> list[Task]:
     return tasks
 
 
-def meta_train(method, sources, seed, max_epochs, share, **settings) -> Pipeline:
+def meta_train(
+    method, sources, seed, max_epochs, share, lr=1e-3, **settings
+) -> Pipeline:
     """Fit a Pipeline that ends in a meta-learner to tasks drawn from the sources."""
     net = TaskNet(
         MLP,
@@ -127,7 +129,7 @@ def meta_train(method, sources, seed, max_epochs, share, **settings) -> Pipeline
         module__activation=nn.Tanh,
         optimizer=torch.optim.AdamW,
         optimizer__weight_decay=1e-2,
-        lr=1e-3,
+        lr=lr,
         max_epochs=max_epochs,
         batch_size=BATCH,
     )

@@ -1,35 +1,38 @@
-"""Omniglot, one shot: prototypical networks, and MAML without convolutions.
+"""Omniglot, one shot, method by method.
 
-    python tests/benchmarks/omniglot.py prototypes [--iterations 8000]
-    python tests/benchmarks/omniglot.py maml [--iterations 6000]
+    python tests/benchmarks/omniglot.py METHOD [--iterations N] [--trial]
 
 Meta-training on the background alphabets, rotations by 90 degrees counting as classes
-of their own; five of these alphabets are left out for validation. The evaluation ones
-are used once, at the end: 600 episodes with characters drawn from all of them, 5-way
-1-shot with 15 query rows a class, inductive (a prediction does not depend on the other
-query rows); and, the harder protocol, 20-way with characters of one alphabet.
-Writes docs/results/omniglot_<method>.md.
+of their own; five of these alphabets are left out for validation, and settings are
+chosen there (``--trial`` stops after it). The evaluation alphabets are used once, at
+the end: 600 episodes with characters drawn from all of them, 5-way 1-shot with 15
+query rows a class, inductive (a prediction does not depend on the other query rows);
+then 20-way, with characters from all alphabets and, the harder protocol, from one.
+Methods whose head has as many outputs as the training episodes have classes are
+trained on 20-way episodes a second time for that (``METHOD --ways 20``).
+
+Adds the method's row to docs/results/omniglot.json, and writes docs/results/omniglot.md
+from it.
 """
 
 import argparse
-from time import perf_counter
+from time import perf_counter, process_time
 
 import numpy as np
 import torch
-from pages import write_page
-from skorch.callbacks import LRScheduler
+from omniglot_methods import METHODS
+from pages import keep_row, table, write_page
 
-from sk_meta import (
-    EpisodeSampler,
-    MAMLClassifier,
-    PrototypicalClassifier,
-    TaskNet,
-    evaluate,
-    split_classes,
-)
+from sk_meta import EpisodeSampler, evaluate, split_classes
 from sk_meta.datasets import load_omniglot
 from sk_meta.metrics import mean_interval
-from sk_meta.networks import MLP
+
+COLUMNS = (
+    "5-way, validation",
+    "5-way",
+    "20-way",
+    "20-way, one alphabet",
+)
 
 
 def with_rotations(data, target):
@@ -39,46 +42,65 @@ def with_rotations(data, target):
     return np.concatenate(turned), np.concatenate(labels)
 
 
-def with_shifts(X, y):
-    """Every drawing, and four copies moved by one pixel along the diagonals."""
-    moves = [(0, 0), (1, 1), (1, -1), (-1, 1), (-1, -1)]
-    moved = [np.roll(X, move, axis=(2, 3)) for move in moves]
-    return np.concatenate(moved), np.tile(y, len(moves))
+def training_and_validation():
+    """Characters to learn from, with rotations, and those of five other alphabets."""
+    old = load_omniglot(split="background")
+    rows, held_out = split_classes(
+        old.target, test_size=5, groups=old.groups, random_state=0
+    )
+    training = with_rotations(old.data[rows], old.target[rows])
+    return training, (old.data[held_out], old.target[held_out])
 
 
-def decaying(iterations):
-    """The learning rate falls to 0 along a cosine."""
-    return [
-        LRScheduler("CosineAnnealingLR", T_max=iterations, step_every="batch"),
+def samplers(validation):
+    """The episodes of each column of the table."""
+    new = load_omniglot(split="evaluation")
+    few = {"n_way": 5, "n_shot": 1, "n_query": 15, "n_episodes": 600}
+    many = {"n_way": 20, "n_shot": 1, "n_query": 5, "n_episodes": 600}
+    episodes = (
+        EpisodeSampler(*validation, **few, random_state=1),
+        EpisodeSampler(new.data, new.target, **few, random_state=2),
+        EpisodeSampler(new.data, new.target, **many, random_state=3),
+        EpisodeSampler(new.data, new.target, **many, groups=new.groups, random_state=3),
+    )
+    return dict(zip(COLUMNS, episodes, strict=True))
+
+
+def accuracy(meta, episodes):
+    """Mean over episodes and half of its 95 % interval, in per cent."""
+    return [round(v, 2) for v in mean_interval(100 * evaluate(meta, episodes).scores)]
+
+
+def page(rows):
+    """The lines of the page, from the saved rows."""
+    lines = [
+        "# Omniglot, one shot",
+        "",
+        "`python tests/benchmarks/omniglot.py METHOD`, with METHOD as in the last "
+        "column.",
+        "",
+        "Accuracy in per cent on 600 episodes, and 95 % interval. Inductive: no "
+        "prediction depends on other query rows. Trained on the background alphabets "
+        "without five for validation; new classes from the evaluation alphabets. "
+        "Conv4 with 64 filters unless said; minutes are those of one processor core, "
+        "60 at most.",
+        "",
     ]
-
-
-def prototypes(X, y, iterations):
-    """Conv4, training episodes with more ways than the test (Snell et al., 2017)."""
-    episodes = EpisodeSampler(
-        X, y, n_way=20, n_shot=1, n_query=3, n_episodes=iterations
-    )
-    net = TaskNet(max_epochs=1, batch_size=1, lr=2e-3, callbacks=decaying(iterations))
-    return PrototypicalClassifier(net, random_state=0), episodes
-
-
-def maml(X, y, iterations):
-    """A multilayer perceptron with layer normalisation (Finn et al., 2017)."""
-    batch_size = 16
-    X, y = with_shifts(X, y)
-    episodes = EpisodeSampler(
-        X, y, n_way=5, n_shot=1, n_query=5, n_episodes=iterations * batch_size
-    )
-    net = TaskNet(
-        MLP,
-        module__hidden=(256, 128, 64, 64),
-        module__normalization="layer",
-        lr=1e-3,
-        max_epochs=1,
-        batch_size=batch_size,
-        callbacks=decaying(iterations),
-    )
-    return MAMLClassifier(net, inner_lr=1.0, random_state=0), episodes
+    cells = []
+    for method, row in rows.items():
+        scores = [
+            "{:.2f} ± {:.2f}".format(*row[c]) if c in row else "–" for c in COLUMNS
+        ]
+        cells.append(
+            [
+                row["name"],
+                *scores,
+                row["iterations"],
+                round(row["minutes"]),
+                f"`{method}`",
+            ]
+        )
+    return lines + table(["", *COLUMNS, "iterations", "minutes", "METHOD"], cells)
 
 
 def main():
@@ -86,53 +108,37 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("method", choices=METHODS)
     parser.add_argument("--iterations", type=int)
+    parser.add_argument("--ways", type=int, choices=[5, 20], default=5)
+    parser.add_argument("--trial", action="store_true")
     options = parser.parse_args()
-    make, default = METHODS[options.method]
-    iterations = options.iterations or default
-    old, new = (load_omniglot(split=split) for split in ("background", "evaluation"))
-    rows, held_out = split_classes(
-        old.target, test_size=5, groups=old.groups, random_state=0
-    )
-    meta, episodes = make(*with_rotations(old.data[rows], old.target[rows]), iterations)
-    start = perf_counter()
+    method = METHODS[options.method]
+    iterations = options.iterations or method.iterations
+    training, validation = training_and_validation()
+    meta, episodes = method.make(*training, iterations, options.ways)
+    start, cpu = perf_counter(), process_time()
     meta.fit(episodes)
-    minutes = (perf_counter() - start) / 60
-    few = {"n_way": 5, "n_shot": 1, "n_query": 15, "n_episodes": 600}
-    many = {"n_way": 20, "n_shot": 1, "n_query": 5, "n_episodes": 600}
-    protocols = {
-        "5-way 1-shot, 5 validation alphabets": EpisodeSampler(
-            old.data[held_out], old.target[held_out], **few, random_state=1
-        ),
-        "5-way 1-shot, all evaluation alphabets": EpisodeSampler(
-            new.data, new.target, **few, random_state=2
-        ),
+    minutes, elapsed = ((process_time() - cpu) / 60, (perf_counter() - start) / 60)
+    few, new, *many = COLUMNS
+    columns = [few] if options.trial else [few, new]
+    if options.ways == 20 or method.any_way:
+        columns += [] if options.trial else many
+    tests = samplers(validation)
+    found = {column: accuracy(meta, tests[column]) for column in columns}
+    print(f"{minutes:.1f} minutes of {torch.get_num_threads()} threads, ", end="")
+    print(f"{elapsed:.1f} elapsed; last losses", end=" ")
+    print([round(h["train_loss"], 4) for h in meta.history_[-1:]], found)
+    if options.trial:
+        return
+    key = options.method + (" --ways 20" if options.ways == 20 else "")
+    row = {
+        "name": method.name or type(meta).__name__,
+        "iterations": iterations,
+        "minutes": round(minutes, 1),
+        **found,
     }
-    if options.method == "prototypes":  # any number of classes
-        protocols["20-way 1-shot, all evaluation alphabets"] = EpisodeSampler(
-            new.data, new.target, **many, random_state=3
-        )
-        protocols["20-way 1-shot, within an evaluation alphabet"] = EpisodeSampler(
-            new.data, new.target, **many, groups=new.groups, random_state=3
-        )
-    lines = [
-        f"# Omniglot: {type(meta).__name__}",
-        "",
-        f"`python tests/benchmarks/omniglot.py {options.method} --iterations "
-        f"{iterations}`",
-        "",
-        f"{iterations} meta-iterations in {minutes:.1f} minutes, "
-        f"{torch.get_num_threads()} thread(s) of a shared CPU. Inductive.",
-        "",
-        "| episodes | accuracy, % |",
-        "|---|---|",
-    ]
-    for name, sampler in protocols.items():
-        mean, half = mean_interval(100 * evaluate(meta, sampler).scores)
-        lines.append(f"| {name} | {mean:.2f} ± {half:.2f} |")
-    write_page(f"omniglot_{options.method}", lines)
+    rows = keep_row("omniglot", key, row)
+    write_page("omniglot", page(rows))
 
-
-METHODS = {"prototypes": (prototypes, 8000), "maml": (maml, 6000)}
 
 if __name__ == "__main__":
     main()

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.func import functional_call
 
 from sk_meta.closed_form.alpaca import ALPaCA, BayesianDiscriminant
 from sk_meta.engine.batching import disagreement, settle, task_losses
@@ -17,6 +18,7 @@ from sk_meta.engine.meta_step import MetaStep
 from sk_meta.gradient_based.maml import MAML
 from sk_meta.metric_based.prototypes import Prototypes
 from sk_meta.networks import MLP, exact_normalization
+from sk_meta.updates import gradient_descent
 
 
 class Residual(nn.Module):
@@ -364,6 +366,66 @@ def test_the_rate_may_be_a_tensor(make_group):
     learner.inner_lr.grad = None
     losses_and_gradient(learner, group, "loop")
     torch.testing.assert_close(found, learner.inner_lr.grad)
+
+
+@pytest.mark.parametrize(
+    "adapted", [("again.weight", "again.bias", "norm.weight"), None]
+)
+@pytest.mark.parametrize("first_order", [False, True])
+def test_each_tensor_may_have_a_rate_of_its_own(adapted, first_order, make_group):
+    """Scalars or of the parameter's shape; parameters without one stay shared."""
+    group = make_group(3, n_features=4, n_classes=3)
+    module = exact_normalization(Residual()).double()
+    module.norm.bias = None
+    named = dict(module.named_parameters())
+    chosen = {name: named[name] for name in adapted or named}
+    rates = {name: torch.rand(()).double() for name in chosen}
+    rates["norm.weight"] = torch.rand(6).double()
+    if "first.weight" in rates:
+        rates["first.weight"] = torch.randn(6, 4).double()
+    for rate in rates.values():
+        rate.requires_grad_()
+
+    def loss(scores, y):
+        return F.cross_entropy(scores.flatten(0, -2), y.flatten(), reduction="sum")
+
+    network = StackedNetwork(module, 3, n_steps=2, adapted=adapted)
+    with network:
+        for _ in range(2):
+            network.step(
+                lambda scores: loss(scores, group.support.y),
+                group.support.X,
+                first_order,
+                rates,
+            )
+        together = network(group.query.X)
+    alone = []
+    for X, y, X_query in zip(*group.support[:2], group.query.X, strict=True):
+        parameters = gradient_descent(
+            lambda p, X=X, y=y: loss(functional_call(module, p, (X,)), y),
+            chosen,
+            rates,
+            2,
+            first_order,
+        )
+        alone.append(functional_call(module, parameters, (X_query,)))
+    alone = torch.stack(alone)
+    torch.testing.assert_close(together, alone)
+    leaves = [*named.values(), *rates.values()]
+    gradients = [
+        torch.autograd.grad(scores.square().sum(), leaves)
+        for scores in (together, alone)
+    ]
+    torch.testing.assert_close(*gradients)
+
+
+def test_a_tied_layer_is_found_whatever_its_name():
+    network = tied()
+    network[0].bias = network[2].bias = None
+    names = {name for name, _ in network.named_parameters()}
+    assert "shares a parameter" in why_opaque(network, names)
+    assert why_opaque(network, {"3.weight", "3.bias"}) is None
+    assert "frozen in part" in why_opaque(network, {"3.weight"})
 
 
 def test_reasons_name_the_layer():

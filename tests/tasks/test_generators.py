@@ -140,6 +140,28 @@ def test_gaussian_process_covariance(options, kernel):
     np.testing.assert_allclose(white.T @ white / n_tasks, np.eye(7), atol=0.13)
 
 
+def test_gaussian_process_scales_of_each_task():
+    """Drawn in their ranges; whitened with a task's own, its rows are standard."""
+    tasks = make_gaussian_process_tasks(
+        2000,
+        length_scale=(0.3, 3.0),
+        output_scale=(0.5, 4.0),
+        noise=(0.0, 0.5),
+        n_support=2,
+        n_query=3,
+        random_state=0,
+    )
+    truth = np.array([task.metadata for task in tasks])
+    np.testing.assert_allclose(truth.min(axis=0), [0.3, 0.5, 0.0], atol=0.01)
+    np.testing.assert_allclose(truth.max(axis=0), [3.0, 4.0, 0.5], atol=0.01)
+    white = []
+    for task, (length, scale, noise) in zip(tasks, truth, strict=True):
+        K = scale**2 * RBF(length)(task.X) + (noise**2 + 1e-9) * np.eye(5)
+        white.append(np.linalg.solve(np.linalg.cholesky(K), task.y))
+    white = np.array(white)
+    np.testing.assert_allclose(white.T @ white / len(tasks), np.eye(5), atol=0.13)
+
+
 def test_gaussian_process_without_noise_and_many_rows():
     task = make_gaussian_process_tasks(
         1, noise=0.0, length_scale=3.0, n_query=400, random_state=0
@@ -161,7 +183,15 @@ def test_gaussian_process_chunks_do_not_matter(monkeypatch):
 
 @pytest.mark.parametrize(
     "options",
-    [{"kernel": "linear"}, {"kernel": "matern", "nu": 3}, {"length_scale": 0.0}],
+    [
+        {"kernel": "linear"},
+        {"kernel": "matern", "nu": 3},
+        {"length_scale": 0.0},
+        {"length_scale": (1.0, 0.5)},
+        {"output_scale": (0.0, 1.0)},
+        {"output_scale": (1.0,)},
+        {"noise": -0.1},
+    ],
 )
 def test_gaussian_process_bad_options(options):
     with pytest.raises(ValueError, match=f"{list(options)[-1]} must be"):
