@@ -10,6 +10,7 @@ from torch import nn
 
 from sk_meta import (
     ALPaCARegressor,
+    DKTRegressor,
     MAMLRegressor,
     Task,
     TaskNet,
@@ -71,14 +72,14 @@ def forecaster(meta_learner):
     return Pipeline(steps)
 
 
-def choose_features(pipeline, tasks, n_jobs=None):
-    """Search over the columns, on patients held out from the training ones.
+def choose(pipeline, grid, tasks, n_jobs=None):
+    """Search over settings, on patients held out from the training ones.
 
     All the prefixes of a patient are on one side of a split: they are one patient.
     """
     search = GridSearchCV(
         pipeline,
-        {"scale__transformer": [scaled(columns) for columns in FEATURES.values()]},
+        grid,
         scoring=task_scorer("neg_root_mean_squared_error"),
         cv=GroupKFold(3, shuffle=True, random_state=0),
         n_jobs=n_jobs,
@@ -90,7 +91,19 @@ def alpaca(tasks, n_steps=400, n_jobs=None):
     """ALPaCA: the claim of the example rests on it."""
     net = network(n_steps, len(tasks))
     meta_learner = ALPaCARegressor(net, random_state=0)
-    return choose_features(forecaster(meta_learner), tasks, n_jobs)
+    columns = {"scale__transformer": [scaled(names) for names in FEATURES.values()]}
+    return choose(forecaster(meta_learner), columns, tasks, n_jobs)
+
+
+def dkt(tasks, n_steps=400, n_jobs=None):
+    """A Gaussian process on time, or on learned features of it; linear in time too."""
+    net = network(n_steps, len(tasks))
+    meta_learner = DKTRegressor(net, linear_features=True, random_state=0)
+    grid = {
+        "meta__kernel": ["rbf", "matern"],
+        "meta__net__module__hidden": [(), (32, 32)],
+    }
+    return choose(forecaster(meta_learner), grid, tasks, n_jobs)
 
 
 def maml(tasks, n_steps=400, n_jobs=None):

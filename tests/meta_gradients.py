@@ -15,6 +15,8 @@ def mean_loss(learner, batch):
 def meta_gradient(learner, batch, way):
     """The gradient by all meta-parameters, in one vector."""
     learner.way = way
+    # Layer by layer is what is compared here: no quiet change of mind before.
+    learner.checked = learner.forced = way == "layers"
     learner.zero_grad()
     mean_loss(learner, batch).backward()
     return torch.cat([p.grad.flatten() for p in learner.parameters()])

@@ -23,7 +23,7 @@ METHODS = [
 ]
 NAMES = [method.__name__ for method in METHODS]
 every_method = pytest.mark.parametrize("method", METHODS, ids=NAMES)
-pytestmark = pytest.mark.filterwarnings("ignore:None of the")  # rows is unlabelled
+pytestmark = pytest.mark.filterwarnings("ignore:No task has an unlabelled row")
 
 
 def make_net(**options):
@@ -81,7 +81,9 @@ def test_what_adapt_returns_exports(method, labels):
 def test_together_and_one_by_one_train_alike(method):
     tasks, states = make_tasks(method), []
     for way in ("auto", "loop"):
-        meta = method(make_net(way=way), random_state=0).fit(tasks)
+        # Adam would make much of gradients that are 0 but for rounding.
+        net = make_net(way=way, optimizer=torch.optim.SGD)
+        meta = method(net, random_state=0).fit(tasks)
         states.append(meta.learner_.state_dict())
     for name, value in states[0].items():
         torch.testing.assert_close(value, states[1][name], rtol=1e-3, atol=1e-4)

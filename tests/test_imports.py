@@ -9,7 +9,8 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "sk_meta"
 LAYERS = [
-    {"tasks", "datasets", "networks", "learner", "updates", "engine", "attention"},
+    {"tasks", "datasets", "networks", "learner", "engine"}
+    | {"attention", "heads", "updates"},
     {"checkpoint", "training", "distributed"},
     {"base", "few_shot", "pipeline", "predictions", "metrics"},
     {"gradient_based", "metric_based", "closed_form", "model_based", "transfer"},

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from sk_meta.updates import gradient_descent, prototypes
+from sk_meta.heads import prototypes
+from sk_meta.updates import gradient_descent
 
 
 @pytest.fixture

@@ -12,8 +12,9 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from torch import Tensor, nn
 
 from sk_meta.base import MetaClassifier, MetaEstimator, MetaRegressor
+from sk_meta.heads import shut_out, weight_of_known
 from sk_meta.learner import EmbeddingLearner, Gaussian, weighted_mean
-from sk_meta.updates import all_rows, shut_out, weight_of_known
+from sk_meta.updates import all_rows
 
 
 def _squared_distances(A, B):

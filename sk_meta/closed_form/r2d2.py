@@ -9,8 +9,8 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from torch import Tensor, nn
 
 from sk_meta.base import MetaClassifier, MetaEstimator, MetaRegressor
+from sk_meta.heads import logistic_newton, ridge, shut_out, weight_of_known
 from sk_meta.learner import EmbeddingLearner, weighted_mean
-from sk_meta.updates import logistic_newton, ridge, shut_out, weight_of_known
 
 
 class R2D2State(NamedTuple):

@@ -10,14 +10,9 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from torch import nn
 
 from sk_meta.base import MetaClassifier, MetaEstimator, MetaRegressor
+from sk_meta.heads import closed_outputs, prototype_head, shut_out, weight_of_known
 from sk_meta.learner import EmbeddingLearner, weighted_mean
-from sk_meta.updates import (
-    closed_outputs,
-    gradient_descent,
-    prototype_head,
-    shut_out,
-    weight_of_known,
-)
+from sk_meta.updates import gradient_descent
 
 
 class ANILState(NamedTuple):

@@ -10,12 +10,11 @@ from torch.func import grad, grad_and_value, vjp
 
 from sk_meta.base import MetaClassifier, MetaEstimator, MetaRegressor
 from sk_meta.gradient_based.maml import MAML
+from sk_meta.heads import closed_outputs, shut_out
 from sk_meta.learner import weighted_mean
 from sk_meta.updates import (
-    closed_outputs,
     conjugate_gradients,
     gradient_descent,
-    shut_out,
     trainable,
     with_gradient,
 )

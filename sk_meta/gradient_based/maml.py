@@ -15,8 +15,9 @@ from sk_meta.gradient_based.inner_rates import (
     InnerRates,
     adapted_parameters,
 )
+from sk_meta.heads import closed_outputs, shut_out
 from sk_meta.learner import Learner, weighted_mean
-from sk_meta.updates import closed_outputs, gradient_step, shut_out
+from sk_meta.updates import gradient_step
 
 
 class MAMLState(NamedTuple):

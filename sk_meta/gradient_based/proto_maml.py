@@ -8,14 +8,9 @@ from sklearn.utils._param_validation import Interval
 from torch import Tensor
 
 from sk_meta.base import MetaClassifier, MetaEstimator
+from sk_meta.heads import prototype_head, shut_out, weight_of_known
 from sk_meta.learner import Learner, weighted_mean
-from sk_meta.updates import (
-    gradient_descent,
-    prototype_head,
-    shut_out,
-    trainable,
-    weight_of_known,
-)
+from sk_meta.updates import gradient_descent, trainable
 
 
 class ProtoMAMLState(NamedTuple):

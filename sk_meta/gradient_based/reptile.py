@@ -9,15 +9,9 @@ from sklearn.utils._param_validation import Interval
 
 from sk_meta.base import MetaClassifier, MetaEstimator, MetaRegressor
 from sk_meta.gradient_based.maml import MAML
+from sk_meta.heads import closed_outputs, shut_out
 from sk_meta.learner import weighted_mean
-from sk_meta.updates import (
-    all_rows,
-    closed_outputs,
-    gradient_step,
-    shut_out,
-    trainable,
-    with_gradient,
-)
+from sk_meta.updates import all_rows, gradient_step, trainable, with_gradient
 
 
 class Reptile(MAML):

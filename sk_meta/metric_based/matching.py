@@ -11,8 +11,8 @@ from sklearn.utils._param_validation import Interval
 from torch import Tensor, nn
 
 from sk_meta.base import MetaClassifier, MetaEstimator
+from sk_meta.heads import weight_of_known
 from sk_meta.learner import EmbeddingLearner, weighted_mean
-from sk_meta.updates import weight_of_known
 
 
 class MatchingState(NamedTuple):

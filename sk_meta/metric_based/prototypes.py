@@ -5,8 +5,8 @@ from typing import NamedTuple
 from torch import Tensor
 
 from sk_meta.base import MetaClassifier
+from sk_meta.heads import prototypes, squared_distances, weight_of_known
 from sk_meta.learner import EmbeddingLearner, weighted_mean
-from sk_meta.updates import prototypes, squared_distances, weight_of_known
 
 
 class PrototypeState(NamedTuple):

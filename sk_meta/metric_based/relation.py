@@ -9,9 +9,9 @@ from sklearn.utils._param_validation import StrOptions
 from torch import nn
 
 from sk_meta.base import MetaClassifier, MetaEstimator
+from sk_meta.heads import prototypes, weight_of_known
 from sk_meta.learner import EmbeddingLearner, weighted_mean
 from sk_meta.metric_based.prototypes import PrototypeState
-from sk_meta.updates import prototypes, weight_of_known
 
 
 class Relations(EmbeddingLearner):

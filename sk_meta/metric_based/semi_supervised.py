@@ -10,10 +10,10 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from torch import nn
 
 from sk_meta.base import MetaClassifier, MetaEstimator
+from sk_meta.heads import squared_distances
 from sk_meta.metric_based.prototypes import Prototypes, PrototypeState
 from sk_meta.tasks.sampling import EpisodeSampler
 from sk_meta.tasks.validation import check_tasks
-from sk_meta.updates import squared_distances
 
 _WIDTH = 20  # of the hidden layer that chooses thresholds, as in the paper
 

@@ -8,14 +8,9 @@ import torch
 from sklearn.utils._param_validation import Interval
 
 from sk_meta.base import MetaClassifier, MetaEstimator, MetaRegressor
+from sk_meta.heads import closed_outputs, shut_out
 from sk_meta.learner import EmbeddingLearner, weighted_mean
-from sk_meta.updates import (
-    all_rows,
-    closed_outputs,
-    gradient_descent,
-    shut_out,
-    trainable,
-)
+from sk_meta.updates import all_rows, gradient_descent, trainable
 
 
 class JointState(NamedTuple):

@@ -10,12 +10,16 @@ from sk_meta import (
     ANILClassifier,
     EpisodeSampler,
     HypernetworkClassifier,
+    IMAMLClassifier,
     InContextClassifier,
     MAMLClassifier,
     MatchingClassifier,
+    MetaSGDClassifier,
+    ProtoMAMLClassifier,
     PrototypicalClassifier,
     R2D2Classifier,
     RelationClassifier,
+    ReptileClassifier,
     TaskNet,
 )
 from sk_meta.networks import MLP
@@ -82,6 +86,24 @@ def embedding(kind, lr=3e-3, n_query=5, **options):
     return make
 
 
+def steps(kind, batch_size, lr=3e-3, n_shot=1, n_query=5, **options):
+    """A recipe for methods whose inner loop changes the network."""
+
+    def make(X, y, iterations, ways):
+        episodes = EpisodeSampler(
+            X,
+            y,
+            n_way=ways,
+            n_shot=n_shot,
+            n_query=n_query,
+            n_episodes=iterations * batch_size,
+        )
+        net = conv_net(iterations, lr, batch_size)
+        return kind(net, random_state=0, **options), episodes
+
+    return make
+
+
 def maml_without_convolutions(X, y, iterations, ways):
     """A multilayer perceptron with layer normalisation (Finn et al., 2017)."""
     batch_size = 16
@@ -109,15 +131,29 @@ METHODS = {
         14_000,
         name="MatchingClassifier, full context",
     ),
-    "relation": Method(embedding(RelationClassifier), 14_000),
-    "r2d2": Method(embedding(R2D2Classifier), 12_000),
+    "relation": Method(embedding(RelationClassifier), 10_000),
+    "r2d2": Method(embedding(R2D2Classifier), 10_000),
     "anil": Method(
         embedding(ANILClassifier, head="prototypes", inner_lr=0.1),
-        12_000,
+        10_000,
         name="ANILClassifier, head from prototypes",
     ),
-    "in_context": Method(embedding(InContextClassifier), 12_000),
-    "hypernetwork": Method(embedding(HypernetworkClassifier), 12_000),
+    "in_context": Method(embedding(InContextClassifier), 10_000),
+    "hypernetwork": Method(embedding(HypernetworkClassifier), 10_000),
+    "proto_maml": Method(
+        embedding(ProtoMAMLClassifier, inner_lr=0.01, first_order=True), 6000
+    ),
+    "metasgd": Method(steps(MetaSGDClassifier, 4, inner_lr=0.1), 4000, False),
+    "reptile": Method(
+        steps(ReptileClassifier, 4, n_shot=5, inner_lr=0.05, n_inner_steps=5),
+        5000,
+        False,
+    ),
+    "imaml": Method(
+        steps(IMAMLClassifier, 4, inner_lr=0.1, n_inner_steps=5, n_cg_steps=2),
+        3000,
+        False,
+    ),
     "maml": Method(
         maml_without_convolutions, 6000, False, "MAMLClassifier, no convolutions"
     ),

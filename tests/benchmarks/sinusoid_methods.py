@@ -98,5 +98,5 @@ METHODS = {
     "cnp": direct(ConditionalNeuralProcessRegressor),
     "anp": direct(AttentiveNeuralProcessRegressor),
     "in_context": direct(InContextRegressor),
-    "hypernetwork": direct(HypernetworkRegressor, has_std=False),
+    "hypernetwork": direct(HypernetworkRegressor),
 }

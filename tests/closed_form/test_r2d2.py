@@ -10,10 +10,10 @@ from sk_meta import R2D2Classifier, R2D2Regressor, TaskNet
 from sk_meta.checks import meta_estimator_checks
 from sk_meta.closed_form.r2d2 import LRD2, R2D2, R2D2OfClasses
 from sk_meta.engine.batching import disagreement, task_losses
+from sk_meta.heads import logistic_newton, ridge
 from sk_meta.learner import Query, Support
 from sk_meta.networks import MLP, exact_normalization
 from sk_meta.tasks import make_blob_tasks, make_linear_tasks
-from sk_meta.updates import logistic_newton, ridge
 from tests.meta_gradients import TOLERANCE, deviation, meta_gradient
 
 N_FEATURES, WIDTH = 4, 6

@@ -9,10 +9,10 @@ from sk_meta.checks import meta_estimator_checks
 from sk_meta.engine.batching import task_losses
 from sk_meta.gradient_based.anil import ANIL
 from sk_meta.gradient_based.maml import MAML
+from sk_meta.heads import prototype_head
 from sk_meta.learner import Query, Support
 from sk_meta.networks import MLP
 from sk_meta.tasks import make_sinusoids
-from sk_meta.updates import prototype_head
 from tests.meta_gradients import TOLERANCE, deviation, meta_gradient
 
 N_FEATURES, WIDTH = 16, 5
