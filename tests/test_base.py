@@ -1,12 +1,9 @@
 """Meta-estimators: sklearn's API, adaptation, prediction; nothing is lost in clone."""
 
-import inspect
-
 import numpy as np
 import pytest
 import torch
 from sklearn.base import clone
-from sklearn.utils import estimator_checks
 from skorch.callbacks import EarlyStopping
 from skorch.dataset import ValidSplit
 from torch import nn
@@ -28,19 +25,6 @@ from sk_meta.tasks import make_blob_tasks, make_linear_tasks, make_sinusoids
 
 CLASSIFIERS = [MAMLClassifier, PrototypicalClassifier, ALPaCAClassifier]
 REGRESSORS = [MAMLRegressor, ALPaCARegressor]
-API_CHECKS = [
-    estimator_checks.check_estimator_cloneable,
-    estimator_checks.check_estimator_repr,
-    estimator_checks.check_estimator_tags_renamed,
-    estimator_checks.check_get_params_invariance,
-    estimator_checks.check_mixin_order,
-    estimator_checks.check_no_attributes_set_in_init,
-    estimator_checks.check_param_validation,
-    estimator_checks.check_parameters_default_constructible,
-    estimator_checks.check_set_params,
-    estimator_checks.check_estimators_unfitted,
-    estimator_checks.check_valid_tag_types,
-]
 
 
 def small_net(**options):
@@ -61,53 +45,6 @@ def blobs():
 @pytest.fixture(scope="module")
 def lines():
     return make_linear_tasks(8, n_features=4, n_support=(4, 8), random_state=0)
-
-
-@pytest.mark.parametrize("kind", CLASSIFIERS + REGRESSORS)
-@pytest.mark.parametrize("check", API_CHECKS, ids=lambda check: check.__name__)
-def test_sklearn_api(kind, check):
-    check(kind.__name__, kind())
-
-
-# What differs from the default, and what else must be set for that to show.
-NORMALISED = {"net": small_net(module__normalization="batch"), "inner_lr": 0.5}
-CHANGES = {
-    "net": ({"net": small_net(module__hidden=(5,))}, {}),
-    "inner_lr": ({"inner_lr": 0.5}, {}),
-    "n_inner_steps": ({"n_inner_steps": 3}, {"n_adapt_steps": 1}),
-    "n_adapt_steps": ({"n_adapt_steps": 4}, {}),
-    "first_order": ({"first_order": True}, {"inner_lr": 0.5}),
-    "transductive": ({"transductive": True}, NORMALISED),
-    "linear_features": ({"linear_features": False}, {}),
-    "support_size": ({"support_size": 2}, {}),
-    "evaluation_seed": ({"evaluation_seed": 1}, {}),
-    "random_state": ({"random_state": 1}, {}),
-}
-
-
-def parameters_of(kind):
-    silent = ("verbose", "gradient_checkpointing")  # no effect on what is learned
-    return [name for name in inspect.signature(kind).parameters if name not in silent]
-
-
-@pytest.mark.parametrize(
-    "kind, name",
-    [(kind, name) for kind in CLASSIFIERS + REGRESSORS for name in parameters_of(kind)],
-)
-def test_every_parameter_acts_and_survives_clone(kind, name, blobs, lines):
-    tasks = without_support(blobs if kind in CLASSIFIERS else lines)
-    change, common = CHANGES[name]
-    first = kind(**{"net": small_net(), "random_state": 0, **common})
-    second = clone(first).set_params(**change)
-
-    def predictions(estimator):
-        found = estimator.fit(tasks)
-        proba = getattr(found, "predict_proba", found.predict)
-        return np.concatenate([np.ravel(values) for values in proba(tasks)])
-
-    expected = predictions(second)
-    assert np.array_equal(predictions(clone(second)), expected)
-    assert not np.array_equal(predictions(first), expected)
 
 
 @pytest.mark.parametrize(

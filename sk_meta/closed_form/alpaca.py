@@ -93,7 +93,7 @@ class ALPaCA(EmbeddingLearner):
     def loss(self, scores, query, support):
         """Minus the log density of the query rows; in training, with the penalty."""
         found = super().loss(scores, query, support)
-        if not self.training or not self.regularization:
+        if not self.training:
             return found
         return found + self.regularization * self.penalty()
 

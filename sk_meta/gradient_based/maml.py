@@ -231,6 +231,8 @@ _INNER_LOOP = {
     "first_order": ["boolean"],
     "transductive": ["boolean"],
     "gradient_checkpointing": ["boolean"],
+}
+_OPTIONS = {
     "adapts": [StrOptions(PARTS)],
     "inner_rates": [StrOptions({"fixed", *KINDS})],
     "multi_step_epochs": [Interval(Integral, 0, None, closed="left")],
@@ -251,7 +253,7 @@ class UsesMAML:
         options = {
             name: value
             for name, value in self.get_params(deep=False).items()
-            if name in _INNER_LOOP
+            if name in _INNER_LOOP or name in _OPTIONS
         }
         if options["n_adapt_steps"] is None:
             options["n_adapt_steps"] = options["n_inner_steps"]
@@ -263,6 +265,11 @@ class UsesMAML:
 
 class _MAMLParameters(UsesMAML):
     """What the classifier and the regressor share."""
+
+    _parameter_constraints: ClassVar[dict] = {
+        **UsesMAML._parameter_constraints,
+        **_OPTIONS,
+    }
 
     def __init__(
         self,
