@@ -78,7 +78,7 @@ methods = [
     MetaSGDClassifier(net, **steps),
     ProtoMAMLClassifier(net, **steps),
     ReptileClassifier(net, **steps),
-    IMAMLClassifier(net, **steps),
+    IMAMLClassifier(net, random_state=0),
     R2D2Classifier(net, random_state=0),
     DKTClassifier(net, random_state=0),
     ALPaCAClassifier(net, random_state=0),

@@ -126,12 +126,15 @@ def with_gradient(value: Tensor, parameters: Parameters, gradient: Parameters):
 
 
 def conjugate_gradients(
-    product: Callable[[Parameters], Parameters], b: Parameters, n_steps: int
+    product: Callable[[Parameters], Parameters],
+    b: Parameters,
+    n_steps: int,
+    least: float = 0.0,
 ) -> Parameters:
     """Solve A x = b for a symmetric positive definite A, from x = 0.
 
-    Goes no further along a direction in which A is not positive, and not once x is
-    exact.
+    Goes no further along a direction in which A is not above `least`, and not once x
+    is exact.
 
     Parameters
     ----------
@@ -139,6 +142,7 @@ def conjugate_gradients(
         v -> A v.
     b : dict of tensors
     n_steps : int
+    least : float, default=0.0
 
     Returns
     -------
@@ -150,7 +154,8 @@ def conjugate_gradients(
     for _ in range(n_steps):
         image = product(direction)
         curvature = _dot(direction, image)
-        going = (curvature > 0) & (squared > 0)
+        enough = least * _dot(direction, direction)
+        going = (curvature > enough) & (squared > 0)
         step = torch.where(going, squared / torch.where(going, curvature, 1.0), 0.0)
         x = _plus(x, step, direction)
         residual = _plus(residual, -step, image)

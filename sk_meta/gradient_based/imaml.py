@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 from sklearn.utils._param_validation import Interval
 from torch.func import grad, grad_and_value, vjp
+from torch.utils._pytree import tree_map
 
 from sk_meta.base import MetaClassifier, MetaEstimator, MetaRegressor
 from sk_meta.gradient_based.maml import MAML
@@ -14,7 +15,6 @@ from sk_meta.heads import closed_outputs, shut_out
 from sk_meta.learner import weighted_mean
 from sk_meta.updates import (
     conjugate_gradients,
-    gradient_descent,
     trainable,
     with_gradient,
 )
@@ -48,6 +48,10 @@ class IMAML(MAML):
     Rajeswaran, Finn, Kakade, Levine (2019), Meta-Learning with Implicit Gradients,
     equations 3 and 6, algorithm 2.
     """
+
+    # Of the inner problem, relative to the regularisation: where it is less, the
+    # solution is hardly one, and its derivative would be of any size.
+    least_curvature = 0.1
 
     def __init__(
         self,
@@ -92,7 +96,20 @@ class IMAML(MAML):
             return self.support_loss(parameters, support) + penalty
 
         n_steps = self.n_inner_steps if self.training else self.n_adapt_steps
-        return gradient_descent(loss, start, self.inner_lr, n_steps, first_order=True)
+        point, slope = start, grad_and_value(loss)
+        gradient, value = slope(point)
+        rate = torch.full_like(value, self.inner_lr)
+        for _ in range(n_steps):
+            moved = {n: p - rate * gradient[n] for n, p in point.items()}
+            found = slope(moved)
+            # Nothing in the meta-gradient keeps the inner loop stable: a step that
+            # raises the loss is taken back, and the next ones are half as long.
+            better = found[1] <= value
+            rate = torch.where(better, rate, rate / 2)
+            point, gradient, value = tree_map(
+                partial(torch.where, better), (moved, *found), (point, gradient, value)
+            )
+        return {name: p.detach() for name, p in point.items()}
 
     def adapt(self, support):
         """See `Learner.adapt`."""
@@ -126,7 +143,9 @@ class IMAML(MAML):
                 for name, value in direction.items()
             }
 
-        implicit = conjugate_gradients(product, gradient, self.n_cg_steps)
+        implicit = conjugate_gradients(
+            product, gradient, self.n_cg_steps, self.least_curvature
+        )
         return with_gradient(value, trainable(self.module), implicit)
 
 

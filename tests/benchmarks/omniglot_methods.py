@@ -135,23 +135,38 @@ METHODS = {
     "r2d2": Method(embedding(R2D2Classifier), 10_000),
     "anil": Method(
         embedding(ANILClassifier, head="prototypes", inner_lr=0.1),
-        10_000,
+        6000,
         name="ANILClassifier, head from prototypes",
     ),
-    "in_context": Method(embedding(InContextClassifier), 10_000),
-    "hypernetwork": Method(embedding(HypernetworkClassifier), 10_000),
+    "in_context": Method(embedding(InContextClassifier), 7000),
+    "hypernetwork": Method(embedding(HypernetworkClassifier), 7000),
     "proto_maml": Method(
-        embedding(ProtoMAMLClassifier, inner_lr=0.01, first_order=True), 6000
+        embedding(ProtoMAMLClassifier, inner_lr=0.01, first_order=True), 5000
     ),
-    "metasgd": Method(steps(MetaSGDClassifier, 4, inner_lr=0.1), 4000, False),
+    "metasgd": Method(steps(MetaSGDClassifier, 4, inner_lr=0.1), 2500, False),
     "reptile": Method(
-        steps(ReptileClassifier, 4, n_shot=5, inner_lr=0.05, n_inner_steps=5),
-        5000,
+        steps(
+            ReptileClassifier,
+            4,
+            n_shot=5,
+            inner_lr=0.2,
+            n_inner_steps=5,
+            n_adapt_steps=10,
+            inner_batch_size=10,
+        ),
+        2000,
         False,
     ),
     "imaml": Method(
-        steps(IMAMLClassifier, 4, inner_lr=0.1, n_inner_steps=5, n_cg_steps=2),
-        3000,
+        steps(
+            IMAMLClassifier,
+            2,
+            inner_lr=0.2,
+            n_inner_steps=5,
+            n_adapt_steps=10,
+            n_cg_steps=2,
+        ),
+        2500,
         False,
     ),
     "maml": Method(
