@@ -5,7 +5,8 @@ Every classifier on one problem
 Two interleaving half-moons, turned by a random angle, stretched and moved: each task is
 such a pair, and which moon is which class is up to the task. A new pair is known by
 five points of each moon. The meta-learners have seen 400 other pairs; a support vector
-machine and a nearest neighbour see the ten points alone.
+machine and a nearest neighbour see the ten points alone. The semi-supervised learner
+also gets forty points without labels.
 
 All meta-learners have the same small network and as many outer steps; nothing was
 tuned, so that the figures say how well a method starts, not which one is best. What to
@@ -44,32 +45,47 @@ from sk_meta import (
     TaskNet,
 )
 
-N_SUPPORT, N_QUERY = 10, 40
+N_SUPPORT, N_QUERY, N_UNLABELED = 10, 40, 40
 
 
 def make_task(rng):
-    """Two moons, moved; the first rows are the support set, five of each moon."""
-    X, y = make_moons(2 * (N_SUPPORT + N_QUERY), noise=0.1, random_state=rng)
+    """Two moons, moved: five labelled points of each, then query, then further ones."""
+    X, y = make_moons(200, noise=0.1, random_state=rng)
     angle, stretch = rng.uniform(0, 2 * np.pi), rng.uniform(0.7, 1.3, size=2)
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     X = ((X - X.mean(axis=0)) * stretch) @ turn + rng.normal(scale=0.3, size=2)
-    order = np.concatenate([np.flatnonzero(y == k)[:5] for k in (0, 1)])
-    rest = np.setdiff1d(np.arange(len(y)), order)[:N_QUERY]
-    rows = np.concatenate([order, rest])
-    return Task(X[rows], y[rows], support=np.arange(N_SUPPORT), labels="local")
+    first = np.concatenate([np.flatnonzero(y == k)[:5] for k in (0, 1)])
+    others = np.setdiff1d(np.arange(len(y)), first)[: N_QUERY + N_UNLABELED]
+    rows = np.concatenate([first, others])
+    return X[rows], y[rows]
+
+
+def labeled_only(X, y):
+    """What most methods see."""
+    n = N_SUPPORT + N_QUERY
+    return Task(X[:n], y[:n], support=np.arange(N_SUPPORT), labels="local")
+
+
+def with_unlabeled(X, y):
+    """The same, with the further points as unlabelled rows of the support set."""
+    labeled = np.arange(len(y)) < N_SUPPORT + N_QUERY
+    support = ~labeled | (np.arange(len(y)) < N_SUPPORT)
+    return Task(X, y, support=support, labels="local", labeled=labeled)
 
 
 rng = np.random.RandomState(0)
-old, new = ([make_task(rng) for _ in range(n)] for n in (400, 100))
+pairs = [[make_task(rng) for _ in range(n)] for n in (400, 100)]
+old, new = ([labeled_only(*pair) for pair in part] for part in pairs)
+old_more, new_more = ([with_unlabeled(*pair) for pair in part] for part in pairs)
 
 # %%
 # One loop over estimators
 # ------------------------
-net = TaskNet(module__hidden=(32, 32), module__activation=nn.Tanh, max_epochs=8)
+net = TaskNet(module__hidden=(32, 32), module__activation=nn.Tanh, max_epochs=12)
 steps = {"inner_lr": 0.3, "n_inner_steps": 3, "random_state": 0}
 methods = [
     PrototypicalClassifier(net, random_state=0),
-    SemiSupervisedPrototypicalClassifier(net, random_state=0),
+    SemiSupervisedPrototypicalClassifier(net, unlabeled=-1, random_state=0),
     MatchingClassifier(net, random_state=0),
     RelationClassifier(net, random_state=0),
     MAMLClassifier(net, **steps),
@@ -86,13 +102,19 @@ methods = [
     InContextClassifier(net, random_state=0),
     JointClassifier(net, adapt_lr=0.3, n_adapt_steps=10, random_state=0),
 ]
-shown = new[0]
+shown, shown_more = new[0], new_more[0]
+marked = np.where(shown_more.labeled, shown_more.y, -1)  # -1: unlabelled
 results = {}
 for method in methods:
+    if hasattr(method, "refinement"):  # it uses unlabelled rows
+        method.fit(old_more)
+        X, y = shown_more.X[shown_more.support], marked[shown_more.support]
+        results[type(method).__name__] = method.adapt(X, y), method.score(new_more)
+        continue
     method.fit(old)
     few_shot = method.adapt(shown.X_support, shown.y_support)
     results[type(method).__name__] = few_shot, method.score(new)
-for alone in (SVC(probability=False, C=10.0), KNeighborsClassifier(1)):
+for alone in (SVC(C=10.0), KNeighborsClassifier(1)):
     scores = [
         alone.fit(t.X_support, t.y_support).score(t.X_query, t.y_query) for t in new
     ]

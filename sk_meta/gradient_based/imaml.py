@@ -99,12 +99,13 @@ class IMAML(MAML):
         point, slope = start, grad_and_value(loss)
         gradient, value = slope(point)
         rate = torch.full_like(value, self.inner_lr)
+        rounding = 8 * torch.finfo(value.dtype).eps
         for _ in range(n_steps):
             moved = {n: p - rate * gradient[n] for n, p in point.items()}
             found = slope(moved)
             # Nothing in the meta-gradient keeps the inner loop stable: a step that
             # raises the loss is taken back, and the next ones are half as long.
-            better = found[1] <= value
+            better = found[1] <= value + rounding * value.abs()
             rate = torch.where(better, rate, rate / 2)
             point, gradient, value = tree_map(
                 partial(torch.where, better), (moved, *found), (point, gradient, value)
