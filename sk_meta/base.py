@@ -19,8 +19,9 @@ from sk_meta.engine.each_task import can_pad, each_task
 from sk_meta.few_shot import FewShotClassifier, FewShotRegressor, probabilities
 from sk_meta.learner import Gaussian, Support
 from sk_meta.predictions import TaskPrediction, r_squared, scored_rows
+from sk_meta.tasks.metadata import numeric_metadata
 from sk_meta.tasks.sampling import EpisodeSampler, tables_of
-from sk_meta.tasks.stacking import TaskDataset, numeric_metadata
+from sk_meta.tasks.stacking import TaskDataset
 from sk_meta.tasks.support import check_support_size
 from sk_meta.tasks.unlabeled import labeled_rows
 from sk_meta.tasks.validation import Schema, call_task, check_tasks, row_weights
@@ -83,7 +84,7 @@ class MetaEstimator(BaseEstimator):
         self._check_parameters()
         net = self._make_net()
         tasks = check_tasks(tasks, self.unlabeled)
-        schema = Schema.from_tasks(tasks, self._classification, self._uses_unlabeled)
+        schema = self._make_schema(tasks)
         dataset = self._dataset(tasks, schema, net.device)
         dataset.check_draws()
         seed = _seed(self.random_state)
@@ -289,6 +290,9 @@ class MetaEstimator(BaseEstimator):
             given = [] if net.callbacks in (None, "disable") else net.callbacks
             net.callbacks = [*given, ("progress", Progress())]
         return net
+
+    def _make_schema(self, tasks):
+        return Schema.from_tasks(tasks, self._classification, self._uses_unlabeled)
 
     def _dataset(self, tasks, schema, device, scored=True):
         return TaskDataset(

@@ -277,7 +277,13 @@ class TaskNet(NeuralNet):
             "n_outputs": self.n_outputs_,
         }
         inferred = {k: v for k, v in inferred.items() if k in wanted and v is not None}
-        return module(**{**inferred, **given})
+        try:
+            return module(**{**inferred, **given})
+        except TypeError as error:
+            raise TypeError(
+                f"{module.__name__} cannot be made with {given}: {error}. It takes "
+                f"{', '.join(name for name in wanted if name != 'self')}."
+            ) from error
 
     def _check_output(self, network):
         """Length of the network's output, on two rows of zeros."""

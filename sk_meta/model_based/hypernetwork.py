@@ -5,7 +5,6 @@ from itertools import pairwise
 from numbers import Integral
 from typing import ClassVar, NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from sklearn.utils._param_validation import Interval
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from sk_meta.base import MetaClassifier, MetaEstimator, MetaRegressor
 from sk_meta.learner import EmbeddingLearner, Gaussian, weighted_mean
 from sk_meta.networks import MLP
-from sk_meta.tasks.encoding import metadata_table
+from sk_meta.tasks.metadata import check_metadata, describe
 from sk_meta.tasks.sampling import EpisodeSampler
 from sk_meta.tasks.validation import call_task
 
@@ -28,7 +27,7 @@ class Reader(nn.Module):
         Length of a row that is read.
     width : int
         Length of the vector, and of the hidden layers.
-    metadata : array of shape (2, m), or None
+    metadata : Description, or None
         Mean and scale of the metadata of the training tasks.
     """
 
@@ -37,7 +36,10 @@ class Reader(nn.Module):
         self.rows = MLP(n_inputs, width, (width,))
         n_metadata = 0
         if metadata is not None:
-            mean, scale = torch.as_tensor(metadata, dtype=torch.float32)
+            mean, scale = (
+                torch.as_tensor(part, dtype=torch.float32)
+                for part in (metadata.mean, metadata.scale)
+            )
             self.register_buffer("metadata_mean", mean)
             self.register_buffer("metadata_scale", scale)
             n_metadata = len(mean)
@@ -87,7 +89,7 @@ class ClassHypernetwork(EmbeddingLearner):
         Shared classes, which have a prior mean each; 0 where labels are local.
     width : int
         Of the generator.
-    metadata : array of shape (2, m), or None
+    metadata : Description, or None
         See `Reader`.
 
     References
@@ -162,7 +164,7 @@ class TargetHypernetwork(EmbeddingLearner):
         Widths of the hidden layers of the network that is written.
     width : int
         Of the generator.
-    metadata : array of shape (2, m), or None
+    metadata : Description, or None
         See `Reader`.
 
     References
@@ -219,28 +221,24 @@ class _HypernetworkParameters:
         "use_metadata": ["boolean"],
     }
 
-    def _dataset(self, tasks, schema, device, scored=True):
-        dataset = super()._dataset(tasks, schema, device, scored)
+    def _make_schema(self, tasks):
+        schema = super()._make_schema(tasks)
         if self.use_metadata:
-            known = schema.metadata
-            n_values = None if known is None else known.shape[1]
+            schema.metadata = describe(tasks)
+        return schema
+
+    def _later_dataset(self, tasks, scored=True):
+        if self.schema_.metadata is not None:
             looked_at = tasks[:1] if isinstance(tasks, EpisodeSampler) else tasks
-            table = metadata_table(
-                [task.metadata for task in looked_at],
-                n_values,
-                lambda i: call_task(tasks[i], i),
-            )
-            if known is None:
-                scale = table.std(axis=0)
-                scale = np.where(scale > 1e-6 * np.abs(table).max(axis=0), scale, 1.0)
-                schema.metadata = np.stack([table.mean(axis=0), scale])
-        return dataset
+            for position, task in enumerate(looked_at):
+                what = call_task(task, position)
+                check_metadata(task.metadata, self.schema_.metadata, what)
+        return super()._later_dataset(tasks, scored)
 
     def adapt_state(self, X, y, sample_weight=None, metadata=None):
         """See `MetaEstimator.adapt_state`."""
-        reads = self.learner_.reader.n_metadata
-        if reads:
-            metadata = metadata_table([metadata], reads, lambda i: "The support set")[0]
+        if self.schema_.metadata is not None:
+            check_metadata(metadata, self.schema_.metadata, "The support set")
         return super().adapt_state(X, y, sample_weight, metadata)
 
 

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sk_meta.tasks.metadata import numeric_metadata
 from sk_meta.tasks.support import (
     draw_size,
     draw_support,
@@ -402,47 +403,3 @@ def _check_usable(n_usable, task, position):
             f"{call_task(task, position)} has {n_usable} labelled row(s); at least 2 "
             "are needed, one for the support set and one for the query set."
         )
-
-
-def numeric_metadata(metadata):
-    """Metadata as a float vector where it is numeric, else None."""
-    if metadata is None:
-        return None
-    values = list(metadata.values()) if isinstance(metadata, dict) else metadata
-    try:
-        return np.atleast_1d(np.asarray(values, dtype=np.float32)).ravel()
-    except (TypeError, ValueError):
-        return None
-
-
-def metadata_table(metadata, n_values, call):
-    """Metadata of tasks, for a method that uses it: float array (n_tasks, m).
-
-    Parameters
-    ----------
-    metadata : iterable of object
-        Of each task.
-    n_values : int or None
-        Numbers that each must have; None for as many as the first.
-    call : callable
-        Position -> what a message calls the task.
-    """
-    rows = []
-    for position, given in enumerate(metadata):
-        values, what = numeric_metadata(given), call(position)
-        if values is None or not values.size:
-            found = "none" if given is None else f"{given!r:.60}"
-            raise ValueError(
-                f"{what} has no numeric metadata, which use_metadata=True needs; found "
-                f"{found}. Pass an array or dict of numbers, or use_metadata=False."
-            )
-        if not np.isfinite(values).all():
-            raise ValueError(f"The metadata of {what} contain NaN or infinity.")
-        n_values = len(values) if n_values is None else n_values
-        if len(values) != n_values:
-            raise ValueError(
-                f"{what} has {len(values)} metadata values; tasks of meta-training "
-                f"have {n_values}. Describe all tasks by the same numbers."
-            )
-        rows.append(values)
-    return np.stack(rows)

@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 
 from sk_meta.learner import Query, Support
 from sk_meta.tasks.disk import on_disk
-from sk_meta.tasks.encoding import EncodedEpisodes, EncodedTasks, numeric_metadata
+from sk_meta.tasks.encoding import EncodedEpisodes, EncodedTasks
 from sk_meta.tasks.features import (
     DeviceFeatures,
     DiskEpisodes,
@@ -27,7 +27,6 @@ __all__ = [
     "TaskDataset",
     "TaskGroup",
     "needs_fit",
-    "numeric_metadata",
 ]
 
 # Rows that filling up may add to a meta-batch, as a share of its own.

@@ -17,8 +17,19 @@ def labeled_rows(y, unlabeled):
     Returns
     -------
     array of bool of shape (n_rows,)
+
+    Raises
+    ------
+    ValueError
+        If y has the value as a string, where it is a number.
     """
     y = np.atleast_1d(np.asarray(y))
+    if y.dtype.kind in "US" and str(unlabeled) in y and not isinstance(unlabeled, str):
+        raise ValueError(
+            f"y holds the string {str(unlabeled)!r}, but unlabeled is the number "
+            f"{unlabeled!r}: a list of strings and numbers becomes an array of strings."
+            f" Set unlabeled={str(unlabeled)!r}, or pass np.array(y, dtype=object)."
+        )
     same_type = (y.dtype.kind in "US") == isinstance(unlabeled, str)
     if unlabeled is None or not (same_type or y.dtype.kind == "O"):
         return np.ones(len(y), dtype=bool)

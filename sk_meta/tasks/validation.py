@@ -130,6 +130,11 @@ def label_array(y, what: str) -> np.ndarray:
                 "Use a meta-regressor, or pass class labels."
             )
     if y.dtype.kind == "O":
+        if any(value is None for value in y.tolist()):
+            raise ValueError(
+                f"{what} contains None. Mark rows without a known label with "
+                "Task(..., labeled=mask)."
+            )
         kinds = {type(value).__name__ for value in y.tolist()}
         if len(kinds) > 1:
             raise ValueError(
@@ -201,8 +206,8 @@ class Schema:
         Of the pooled labelled rows, for regression.
     uses_unlabeled : bool
         Whether rows without a known label may be in a support set; their y is -1.
-    metadata : array of shape (2, m), or None
-        Mean and scale of the tasks' metadata, for methods that use it.
+    metadata : Description, or None
+        Of the tasks' metadata, for methods that use it.
     n_tasks : int
         Tasks of meta-training.
     """
@@ -217,7 +222,7 @@ class Schema:
     target_mean: np.ndarray = field(default_factory=lambda: np.zeros(1))
     target_scale: np.ndarray = field(default_factory=lambda: np.ones(1))
     uses_unlabeled: bool = False
-    metadata: np.ndarray | None = None
+    metadata: tuple | None = None
     n_tasks: int = 0
 
     @classmethod

@@ -18,6 +18,7 @@ from time import process_time
 import numpy as np
 import torch
 from pages import keep_row, table, write_page
+from scipy.special import softmax
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
@@ -48,7 +49,10 @@ LEARNERS = {
     "anp": (AttentiveNeuralProcessRegressor, {}),
     "in_context": (InContextRegressor, {}),
     "alpaca": (ALPaCARegressor, {}),
-    "dkt": (DKTRegressor, {"n_kernels": [1, 8]}),
+    "dkt": (
+        DKTRegressor,
+        {"lr": [1e-2, 3e-2], "n_kernels": [16], "hidden": [(), (64, 64)]},
+    ),
 }
 
 
@@ -83,9 +87,34 @@ def fitted(task):
     return model.predict(task.X_query, True)
 
 
-BY_HAND = {"posterior": posterior, "fitted": fitted}
+def averaged(task):
+    """The same, over the scales that tasks are drawn with, by their likelihood.
+
+    The best that anyone can do who knows how tasks are drawn, but for the form of the
+    answer: the normal distribution with the mean and variance of the mixture.
+    """
+    squared = (task.X - task.X.T) ** 2
+    n, evidence, means, variances = task.support.sum(), [], [], []
+    for length_scale in np.linspace(*PROCESS["length_scale"], 16):
+        unit = np.exp(-0.5 * squared / length_scale**2)
+        for output_scale in np.linspace(*PROCESS["output_scale"], 10):
+            K = output_scale**2 * unit + PROCESS["noise"] ** 2 * np.eye(len(unit))
+            root = np.linalg.cholesky(K[:n, :n])
+            white, links = np.split(
+                np.linalg.solve(root, np.c_[task.y_support, K[:n, n:]]), [1], axis=1
+            )
+            evidence.append(-0.5 * (white**2).sum() - np.log(root.diagonal()).sum())
+            means.append(links.T @ white[:, 0])
+            variances.append(K.diagonal()[n:] - (links**2).sum(axis=0))
+    share = softmax(evidence)
+    mean = share @ means
+    return mean, np.sqrt(share @ (variances + (means - mean) ** 2))
+
+
+BY_HAND = {"posterior": posterior, "averaged": averaged, "fitted": fitted}
 NAMES = {
     "posterior": "posterior, the scales known",
+    "averaged": "posterior, only their distribution known",
     "fitted": "Gaussian process, scales fitted to the support set",
 }
 
@@ -108,11 +137,17 @@ def coverage(tasks, means, stds):
     ]
 
 
-def train(kind, tasks, lr, **setting):
-    """One meta-learner; the learning rate falls to 0."""
+def train(kind, tasks, lr, hidden=(64, 64), **setting):
+    """One meta-learner; the learning rate falls to 0. No hidden layer: no network."""
     steps = len(tasks) // BATCH
     decay = LRScheduler("CosineAnnealingLR", T_max=steps, step_every="batch")
-    net = TaskNet(lr=lr, max_epochs=1, batch_size=BATCH, callbacks=[("decay", decay)])
+    net = TaskNet(
+        module__hidden=hidden,
+        lr=lr,
+        max_epochs=1,
+        batch_size=BATCH,
+        callbacks=[("decay", decay)],
+    )
     return kind(net, random_state=0, **setting).fit(tasks)
 
 

@@ -1,6 +1,6 @@
 """Sinusoids: mean squared error on 600 new tasks, 10 shots, method by method.
 
-    python tests/benchmarks/sinusoids.py [METHOD ...] [--iterations 20000]
+    python tests/benchmarks/sinusoids.py [METHOD ...] [--iterations 4000]
 
 Tasks as in Finn et al. (2017): 10 support and 10 query rows, 25 tasks in a meta-batch.
 Each method tries a few settings for a quarter of the iterations; the best on 100
@@ -126,7 +126,7 @@ def main():
     """Train, evaluate once, print and write the table."""
     parser = argparse.ArgumentParser()
     parser.add_argument("methods", nargs="*", choices=[[], *METHODS])
-    parser.add_argument("--iterations", type=int, default=20_000)
+    parser.add_argument("--iterations", type=int, default=4000)
     options = parser.parse_args()
     torch.set_num_threads(1)
     for key in options.methods or METHODS:

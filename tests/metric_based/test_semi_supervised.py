@@ -187,6 +187,12 @@ def test_labels_local_to_the_task_leave_the_mark_alone(make_dataset):
         assert sorted(query) == [0, 1, 2] == sorted(set(row[:6].tolist()))
 
 
+def test_a_list_of_labels_and_a_number_becomes_strings():
+    meta = SemiSupervisedPrototypicalClassifier(unlabeled=-1)
+    with pytest.raises(ValueError, match="list of strings and numbers becomes"):
+        meta.fit([Task(np.eye(4), ["a", -1, "b", "a"])])
+
+
 def test_drawn_support_sets_take_all_unlabelled_rows():
     tasks = make_tasks(support=False)
     # With fewer unlabelled rows too, so that some are filled up.

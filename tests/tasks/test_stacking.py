@@ -7,11 +7,11 @@ from torch.utils.data import Subset
 
 from sk_meta import EpisodeSampler, Task
 from sk_meta.tasks import make_blob_tasks
+from sk_meta.tasks.metadata import numeric_metadata
 from sk_meta.tasks.stacking import (
     MetaBatches,
     TaskDataset,
     merge_sizes,
-    numeric_metadata,
 )
 from sk_meta.tasks.validation import Schema
 
@@ -398,7 +398,7 @@ def test_one_row_of_each_class_leaves_no_query_rows(make_dataset):
     ("metadata", "expected"),
     [
         (None, None),
-        ({"age": 3, "sex": 1}, [3, 1]),
+        ({"sex": 1, "age": 3}, [3, 1]),
         ([1.5, 2.0], [1.5, 2.0]),
         (7, [7]),
         ({"name": "ann"}, None),

@@ -128,8 +128,10 @@ def test_values_that_mark_unlabelled_rows():
         (np.array([[2], [-1], [3]]), -1),
     ):
         np.testing.assert_array_equal(labeled_rows(y, unlabeled), expected)
-    for y, unlabeled in (([2, -1, 3], None), (["a", "-1", "b"], -1), ([1, 2, 3], "?")):
+    for y, unlabeled in (([2, -1, 3], None), (["a", "b"], -1), ([1, 2, 3], "?")):
         assert labeled_rows(y, unlabeled).all()
+    with pytest.raises(ValueError, match="Set unlabeled='-1', or pass np.array"):
+        labeled_rows(["a", -1, "b"], -1)
 
 
 def test_tasks_are_marked_on_a_copy():
