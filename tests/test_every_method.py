@@ -11,22 +11,17 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.utils import estimator_checks
 from torch import nn
 
-import sk_meta
 from sk_meta import (
     MetaGridSearchCV,
     SemiSupervisedPrototypicalClassifier,
     Task,
     TaskNet,
 )
-from sk_meta.base import MetaClassifier, MetaEstimator
+from sk_meta.base import MetaClassifier
 from sk_meta.onnx import to_onnx
 from sk_meta.tasks import make_blob_tasks, make_sinusoids
+from tests.methods import METHODS
 
-METHODS = [
-    kind
-    for kind in (getattr(sk_meta, name) for name in sk_meta.__all__)
-    if inspect.isclass(kind) and issubclass(kind, MetaEstimator)
-]
 NAMES = [method.__name__ for method in METHODS]
 every_method = pytest.mark.parametrize("method", METHODS, ids=NAMES)
 pytestmark = pytest.mark.filterwarnings("ignore:No task has an unlabelled row")

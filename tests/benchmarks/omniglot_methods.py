@@ -12,6 +12,7 @@ from sk_meta import (
     HypernetworkClassifier,
     IMAMLClassifier,
     InContextClassifier,
+    JointClassifier,
     MAMLClassifier,
     MatchingClassifier,
     MetaSGDClassifier,
@@ -168,6 +169,12 @@ METHODS = {
         ),
         2500,
         False,
+    ),
+    "joint": Method(
+        steps(JointClassifier, 4, adapt_lr=0.1, n_adapt_steps=10),
+        1500,
+        False,
+        "JointClassifier, fine-tuned",
     ),
     "maml": Method(
         maml_without_convolutions, 6000, False, "MAMLClassifier, no convolutions"

@@ -1,0 +1,12 @@
+"""All public meta-estimators, by the list of public names."""
+
+import inspect
+
+import sk_meta
+from sk_meta.base import MetaClassifier, MetaRegressor
+
+_CLASSES = [getattr(sk_meta, name) for name in sk_meta.__all__]
+_CLASSES = [public for public in _CLASSES if inspect.isclass(public)]
+CLASSIFIERS = [public for public in _CLASSES if issubclass(public, MetaClassifier)]
+REGRESSORS = [public for public in _CLASSES if issubclass(public, MetaRegressor)]
+METHODS = CLASSIFIERS + REGRESSORS
