@@ -28,6 +28,7 @@ from sk_meta import (
 )
 from sk_meta.networks import Conv4
 from sk_meta.tasks import EpisodeSampler, Task, make_blob_tasks
+from tests.methods import CLASSIFIERS, METHODS
 
 _aten = torch.ops.aten
 
@@ -41,7 +42,8 @@ class OneDevice(TorchDispatchMode):
             return torch.zeros((), dtype=args[0].dtype).item()
         if function is _aten._to_copy.default:
             wanted = kwargs.get("device")
-            if args[0].is_meta and wanted is not None and wanted.type == "cpu":
+            is_meta = is_tensor(args[0]) and args[0].is_meta  # numbers come too
+            if is_meta and wanted is not None and wanted.type == "cpu":
                 dtype = kwargs.get("dtype") or args[0].dtype
                 return torch.zeros(args[0].shape, dtype=dtype)
         elif function is not _aten.copy_.default:
@@ -124,10 +126,19 @@ CASES = {
     "MAML, episodes": (MAMLClassifier(**MAML_OPTIONS), {}, make_episodes),
     "Conv4, MAML": (MAMLClassifier(**MAML_OPTIONS), CONV_OPTIONS, make_image_tasks),
     "Conv4, prototypes": (PrototypicalClassifier(), CONV_OPTIONS, make_image_tasks),
+    **{
+        method.__name__: (
+            method(),
+            {"module__hidden": (8,)},
+            "classes" if method in CLASSIFIERS else "targets",
+        )
+        for method in METHODS
+    },
 }
 
 
 @pytest.mark.filterwarnings("ignore:These episodes are drawn from the table")
+@pytest.mark.filterwarnings("ignore:No task has an unlabelled row")
 @pytest.mark.parametrize("name", CASES)
 def test_everything_happens_on_the_device(name, make_ragged_tasks):
     estimator, options, tasks = CASES[name]
