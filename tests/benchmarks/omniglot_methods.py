@@ -155,7 +155,7 @@ METHODS = {
             n_adapt_steps=10,
             inner_batch_size=10,
         ),
-        2000,
+        1500,
         False,
     ),
     "imaml": Method(
@@ -167,7 +167,7 @@ METHODS = {
             n_adapt_steps=10,
             n_cg_steps=2,
         ),
-        2500,
+        1500,
         False,
     ),
     "joint": Method(
