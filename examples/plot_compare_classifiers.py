@@ -81,7 +81,7 @@ old_more, new_more = ([with_unlabeled(*pair) for pair in part] for part in pairs
 # %%
 # One loop over estimators
 # ------------------------
-net = TaskNet(module__hidden=(32, 32), module__activation=nn.Tanh, max_epochs=12)
+net = TaskNet(module__hidden=(32, 32), module__activation=nn.Tanh, max_epochs=10)
 steps = {"inner_lr": 0.3, "n_inner_steps": 3, "random_state": 0}
 methods = [
     PrototypicalClassifier(net, random_state=0),

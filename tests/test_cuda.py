@@ -23,6 +23,7 @@ from sk_meta.engine.meta_step import MetaStep
 from sk_meta.gradient_based.maml import MAML
 from sk_meta.networks import MLP, Conv4
 from sk_meta.tasks import Task, make_blob_tasks, make_sinusoids
+from tests.methods import METHODS
 
 pytestmark = [
     pytest.mark.gpu,
@@ -39,7 +40,12 @@ MODELS = {
     "ALPaCA": ALPaCARegressor(),
     "ALPaCA, classes": ALPaCAClassifier(),
 }
+EVERY = {method.__name__: method() for method in METHODS}
 WAYS = ["layers", "vmap", "loop"]
+
+
+def model_of(name):
+    return MODELS[name] if name in MODELS else EVERY[name]
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +58,7 @@ def full_float32():
 
 
 def make_tasks(name):
-    if MODELS[name]._classification:
+    if model_of(name)._classification:
         return make_blob_tasks(12, n_classes=3, random_state=0)
     return make_sinusoids(12, random_state=0)
 
@@ -71,7 +77,7 @@ def train(name, tasks, device, **options):
     if "module" not in options:
         fixed |= {"module__hidden": (16, 16), "module__normalization": "batch"}
     net = TaskNet(**{**fixed, **options, "device": device})
-    return clone(MODELS[name]).set_params(net=net, random_state=0).fit(tasks)
+    return clone(model_of(name)).set_params(net=net, random_state=0).fit(tasks)
 
 
 def values_of(meta, tasks):
@@ -100,6 +106,15 @@ def test_same_as_on_the_cpu(name, way):
     assert there.learner_.way == way
     assert_close(values_of(there, tasks), values_of(here, tasks))
     assert there.score(tasks) == pytest.approx(here.score(tasks), abs=0.02)
+
+
+@pytest.mark.filterwarnings("ignore:No task has an unlabelled row")
+@pytest.mark.parametrize("name", EVERY)
+def test_every_method_as_on_the_cpu(name):
+    tasks, options = make_tasks(name), {"module__normalization": None}
+    here, there = (train(name, tasks, device, **options) for device in ("cpu", "cuda"))
+    assert all(p.is_cuda for p in there.learner_.parameters())
+    assert_close(values_of(there, tasks), values_of(here, tasks))
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -136,7 +136,7 @@ METHODS = {
     "r2d2": Method(embedding(R2D2Classifier), 10_000),
     "anil": Method(
         embedding(ANILClassifier, head="prototypes", inner_lr=0.1),
-        6000,
+        4000,
         name="ANILClassifier, head from prototypes",
     ),
     "in_context": Method(embedding(InContextClassifier), 7000),
@@ -155,7 +155,7 @@ METHODS = {
             n_adapt_steps=10,
             inner_batch_size=10,
         ),
-        1500,
+        1200,
         False,
     ),
     "imaml": Method(
@@ -167,7 +167,7 @@ METHODS = {
             n_adapt_steps=10,
             n_cg_steps=2,
         ),
-        1500,
+        1000,
         False,
     ),
     "joint": Method(
