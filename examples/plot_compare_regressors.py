@@ -47,7 +47,7 @@ new = make_sinusoids(100, n_support=8, noise=0.1, random_state=1)
 # One loop over estimators
 # ------------------------
 net = TaskNet(
-    module__hidden=(40, 40), module__activation=nn.Tanh, max_epochs=6, batch_size=20
+    module__hidden=(40, 40), module__activation=nn.Tanh, max_epochs=5, batch_size=20
 )
 steps = {"inner_lr": 0.03, "n_inner_steps": 3, "random_state": 0}
 methods = [
