@@ -161,6 +161,27 @@ def paired(results, ours, other, size):
     return [np.mean(both[ours]) + np.mean(both[other]) for both in by_patient.values()]
 
 
+def coverage_table(results):
+    """Lines: share of the query rows in the nominal 90 % interval, by K."""
+    lines = [
+        "",
+        "Share of the query rows in the nominal 90 % interval, by K.",
+        "",
+        "| | " + " | ".join(f"K = {size}" for size in SIZES) + " |",
+        "|---" * (len(SIZES) + 1) + "|",
+    ]
+    for name in dict.fromkeys(name for name, *_ in results):
+        inside = [i for kind, _, _, i in results if kind == name and i]
+        if inside:
+            shares = [
+                np.mean([np.concatenate(i[size]).mean() for i in inside])
+                for size in SIZES
+            ]
+            row = " | ".join(f"{100 * share:.0f} %" for share in shares)
+            lines.append(f"| {name} | {row} |")
+    return lines
+
+
 def report(results, protocol):
     """The lines of the page of results, in Markdown."""
     scores = table(results)
@@ -205,23 +226,7 @@ def report(results, protocol):
                 f" {mean:+.2f} ± {half:.2f} | {sum(g < 0 for g in gains)} of "
                 f"{len(gains)} |"
             )
-    lines += [
-        "",
-        "Share of the query rows in the nominal 90 % interval, by K.",
-        "",
-        "| | " + " | ".join(f"K = {size}" for size in SIZES) + " |",
-        "|---" * (len(SIZES) + 1) + "|",
-    ]
-    for name in scores:
-        inside = [i for kind, _, _, i in results if kind == name and i]
-        if inside:
-            shares = [
-                np.mean([np.concatenate(i[size]).mean() for i in inside])
-                for size in SIZES
-            ]
-            row = " | ".join(f"{100 * share:.0f} %" for share in shares)
-            lines.append(f"| {name} | {row} |")
-    return lines
+    return [*lines, *coverage_table(results)]
 
 
 def main():
