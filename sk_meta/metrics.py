@@ -8,7 +8,6 @@ from scipy import stats
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.metrics import get_scorer
 
-from sk_meta.base import MetaClassifier
 from sk_meta.few_shot import FewShotClassifier, FewShotRegressor
 from sk_meta.pipeline import parts_of
 from sk_meta.predictions import scored_rows
@@ -216,7 +215,7 @@ def _check_scoring(scoring):
 
 def _scorer(scoring, meta):
     if scoring is None:
-        scoring = "accuracy" if isinstance(meta, MetaClassifier) else "r2"
+        scoring = "accuracy" if meta._classification else "r2"
     _check_scoring(scoring)
     return get_scorer(scoring), scoring if isinstance(scoring, str) else str(scoring)
 

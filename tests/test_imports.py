@@ -15,7 +15,7 @@ LAYERS = [
     {"base", "few_shot", "pipeline", "predictions", "metrics"},
     {"gradient_based", "metric_based", "closed_form", "model_based", "transfer"},
     {"ensemble", "compression", "selection", "onnx", "inspection", "checks"}
-    | {"lockstep", "search"},
+    | {"lockstep", "saving", "search"},
 ]
 METHODS = LAYERS[3]
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -1,0 +1,1 @@
+"""Smaller learners: pruned, quantised, distilled, selected."""

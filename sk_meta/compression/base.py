@@ -1,0 +1,176 @@
+"""What compressed learners share: a meta-learner inside, and its face outside."""
+
+from copy import copy, deepcopy
+
+from sklearn.base import BaseEstimator, clone
+from sklearn.frozen import FrozenEstimator
+from sklearn.utils.metaestimators import available_if
+from sklearn.utils.validation import check_is_fitted
+
+from sk_meta.base import MetaEstimator
+
+
+def check_learner(meta_learner):
+    """Raise unless it is a meta-learner, or a frozen one that is fitted.
+
+    Returns
+    -------
+    frozen : bool
+    """
+    frozen = isinstance(meta_learner, FrozenEstimator)
+    inner = meta_learner.estimator if frozen else meta_learner
+    if not isinstance(inner, MetaEstimator | CompressedLearner):
+        raise TypeError(
+            "meta_learner must be a meta-learner, or FrozenEstimator of a fitted one; "
+            f"got {type(inner).__name__}. In a Pipeline, compress its last step."
+        )
+    if frozen:
+        check_is_fitted(inner)
+    return frozen
+
+
+def fitted_learner(meta_learner, tasks, seed=None):
+    """A meta-learner to compress: a copy of a frozen one, or a clone that is fitted.
+
+    Parameters
+    ----------
+    meta_learner : meta-learner, or FrozenEstimator of a fitted one
+    tasks : list of Task, list of (X, y), or EpisodeSampler
+    seed : int, default=None
+        For a meta-learner that is fitted here and has no `random_state` of its own.
+
+    Returns
+    -------
+    meta-learner
+        Fitted; the caller may change it.
+    """
+    if check_learner(meta_learner):
+        return deepcopy(meta_learner.estimator)
+    meta = clone(meta_learner)
+    if getattr(meta, "random_state", seed) is None:
+        meta.set_params(random_state=seed)
+    return meta.fit(tasks)
+
+
+def _classifies(self):
+    return self._classification
+
+
+class CompressedLearner(BaseEstimator):
+    """A meta-learner that holds another one in `meta_learner_`, smaller than it was.
+
+    A subclass has a parameter `meta_learner` and a `fit` that sets `meta_learner_`.
+    """
+
+    @property
+    def _classification(self):
+        inner = getattr(self, "meta_learner_", self.meta_learner)
+        return getattr(inner, "estimator", inner)._classification
+
+    @property
+    def unlabeled(self):
+        """The y of unlabelled rows, where the learner uses them."""
+        inner = getattr(self, "meta_learner_", self.meta_learner)
+        return getattr(inner, "estimator", inner).unlabeled
+
+    @property
+    def learner_(self):
+        """The compressed Learner."""
+        return self._fitted().learner_
+
+    @property
+    def net_(self):
+        """The TaskNet that trained it last."""
+        return self._fitted().net_
+
+    @property
+    def history_(self):
+        """Losses of its training."""
+        return self._fitted().history_
+
+    @property
+    def schema_(self):
+        """What the tasks have in common."""
+        return self._fitted().schema_
+
+    @property
+    def classes_(self):
+        """All labels, where they are shared."""
+        return self._fitted().classes_
+
+    @property
+    def n_features_in_(self):
+        """Numbers in a row."""
+        return self._fitted().n_features_in_
+
+    @property
+    def feature_names_in_(self):
+        """Column names, where the tasks were DataFrames."""
+        return self._fitted().feature_names_in_
+
+    def _fitted(self):
+        if "meta_learner_" not in vars(self):
+            raise AttributeError(f"This {type(self).__name__} is not fitted yet.")
+        return self.meta_learner_
+
+    def __sklearn_is_fitted__(self):
+        return "meta_learner_" in vars(self)
+
+    def adapt(self, X, y, *, sample_weight=None, metadata=None):
+        """Learn a new task from its support set; see the meta-learner's own `adapt`.
+
+        Returns
+        -------
+        FewShotClassifier or FewShotRegressor
+        """
+        check_is_fitted(self)
+        return self.meta_learner_.adapt(
+            X, y, sample_weight=sample_weight, metadata=metadata
+        )
+
+    def adapt_state(self, X, y, sample_weight=None, metadata=None):
+        """See the meta-learner's own `adapt_state`."""
+        return self._fitted().adapt_state(X, y, sample_weight, metadata)
+
+    def portable_state(self, state):
+        """See the meta-learner's own `portable_state`."""
+        return self._fitted().portable_state(state)
+
+    def apply_state(self, state, X, n_classes):
+        """See the meta-learner's own `apply_state`."""
+        return self._fitted().apply_state(state, X, n_classes)
+
+    def predict_tasks(self, tasks):
+        """Predictions for the query rows of tasks, with the rows they are for."""
+        check_is_fitted(self)
+        return self.meta_learner_.predict_tasks(tasks)
+
+    def predict(self, tasks, **options):
+        """Labels or targets of the query rows of each task; see the meta-learner."""
+        check_is_fitted(self)
+        return self.meta_learner_.predict(tasks, **options)
+
+    @available_if(_classifies)
+    def predict_proba(self, tasks):
+        """Class probabilities of the query rows of each task."""
+        check_is_fitted(self)
+        return self.meta_learner_.predict_proba(tasks)
+
+    def score(self, tasks, y=None):
+        """Mean over tasks of accuracy or R^2; see the meta-learner."""
+        check_is_fitted(self)
+        return self.meta_learner_.score(tasks)
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array = False
+        tags.target_tags.required = False
+        return tags
+
+
+def unwrapped(meta):
+    """The meta-learner inside compressed ones; others as they are."""
+    while isinstance(meta, CompressedLearner):
+        check_is_fitted(meta)
+        meta = meta.meta_learner_
+    return copy(meta)
