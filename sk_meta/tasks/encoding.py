@@ -69,7 +69,9 @@ class EncodedTasks:
         self.tasks, self.schema = tasks, schema
         self.support_size, self.evaluation_seed = support_size, evaluation_seed
         self.scored = scored
-        encoded = [_encode_y(task, schema, i) for i, task in enumerate(tasks)]
+        encoded = [
+            _encode_y(task, schema, i, mark=not scored) for i, task in enumerate(tasks)
+        ]
         ys, self._classes = zip(*encoded, strict=True)
         self.n_classes = np.array([0 if c is None else len(c) for c in self._classes])
         self.y = np.concatenate(ys)
@@ -93,7 +95,8 @@ class EncodedTasks:
         """Slots of each task: support set and query set, or those that are drawn from.
 
         The latter by class, with the sizes of the classes in `_strata`; unlabelled
-        rows, which join the support set that is drawn, are in `_unlabeled`.
+        rows, which join the support set that is drawn, or where nothing is scored the
+        query set, are in `_unlabeled`.
         """
         orders, n_support, strata, unlabeled = [], [], [], []
         for position, (task, y) in enumerate(zip(self.tasks, ys, strict=True)):
@@ -109,7 +112,8 @@ class EncodedTasks:
                     sizes = sizes[sizes > 0].tolist()
                 strata.append(sizes)
                 n_support.append(0)
-                if self.schema.uses_unlabeled and labeled is not None:
+                wanted = self.schema.uses_unlabeled or not self.scored
+                if wanted and labeled is not None:
                     free = np.flatnonzero(~labeled) + self.first[position]
             else:
                 order = (~task.support).argsort(kind="stable")
@@ -231,9 +235,13 @@ class EncodedTasks:
         n_free = self._n_unlabeled[indices]
         if n_free.any():
             free = self._unlabeled[ranges(self._unlabeled_at[indices], n_free)]
-            starts = np.cumsum(n_usable) - n_usable
-            slots = np.insert(slots, np.repeat(starts, n_free), free)
-        return slots, n_support + n_free, n_usable - n_support
+            ends = np.cumsum(n_usable)
+            where = ends - n_usable if self.schema.uses_unlabeled else ends
+            slots = np.insert(slots, np.repeat(where, n_free), free)
+        n_rows = n_usable + n_free
+        if self.schema.uses_unlabeled:
+            n_support = n_support + n_free
+        return slots, n_support, n_rows - n_support
 
     def _n_drawn(self, indices, size):
         n_strata = self._n_strata[indices]
@@ -268,9 +276,10 @@ class EncodedTasks:
             if self.schema.classification:
                 codes = self.y[self.first[index] : self.first[index] + n_rows]
             support = draw_support(codes, np.sort(order), size, rng)
-            at, n_free = self._unlabeled_at[index], self._n_unlabeled[index]
-            free = self._unlabeled[at : at + n_free] - self.first[index]
-            support = np.concatenate([free, support])
+            if self.schema.uses_unlabeled:
+                at, n_free = self._unlabeled_at[index], self._n_unlabeled[index]
+                free = self._unlabeled[at : at + n_free] - self.first[index]
+                support = np.concatenate([free, support])
             left = np.ones(n_rows, dtype=bool)
             left[support] = False
             if self.scored and task.labeled is not None:
@@ -371,8 +380,11 @@ def ranges(starts, lengths):
     return np.arange(ends[-1]) + np.repeat(starts - (ends - lengths), lengths)
 
 
-def _encode_y(task, schema, position):
-    """y as numbers; rows without a known label get those of a labelled one, or -1."""
+def _encode_y(task, schema, position, mark=False):
+    """y as numbers; rows without a known label get those of a labelled one.
+
+    Where such rows may be used, or with `mark`, they get -1, or NaN in regression.
+    """
     y, kind, what = task.y, schema.labels, call_task(task, position)
     if schema.classification and task.labels != kind:
         raise ValueError(
@@ -394,7 +406,11 @@ def _encode_y(task, schema, position):
                 f"{lacking[0]!r}, of which the support set has no row. Give every "
                 "class a support row, or leave its query rows out."
             )
-    return schema.encode(y, what, labeled if schema.uses_unlabeled else None)
+    known = labeled if schema.uses_unlabeled else None
+    encoded, classes = schema.encode(y, what, known)
+    if mark:
+        encoded[~labeled] = -1 if schema.classification else np.nan
+    return encoded, classes
 
 
 def _check_usable(n_usable, task, position):

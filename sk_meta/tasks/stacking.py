@@ -113,7 +113,8 @@ class TaskDataset(Dataset):
         Decides the draw outside of training.
     device : str
     scored : bool, default=True
-        Whether each task must have labelled query rows.
+        Whether query rows without a known label are left out, and each task must have
+        others. If not, their y is -1, or NaN in regression.
     """
 
     def __init__(
@@ -230,7 +231,8 @@ class TaskDataset(Dataset):
         if rng is not None and n_classes and self.schema.labels == "local":
             # Local classes go to outputs at random, so that none can be memorised.
             outputs = rng.random((len(y[0]), n_classes)).argsort(axis=1)
-            if self.schema.uses_unlabeled:  # the code -1 finds the last column: -1
+            if y[1].min() < 0 or self.schema.uses_unlabeled:
+                # The code -1 finds the last column: -1.
                 outputs = np.pad(outputs, ((0, 0), (0, 1)), constant_values=-1)
             task = np.arange(len(outputs))[:, None]
             y = [outputs[task, codes] for codes in y]
