@@ -59,7 +59,8 @@ def prototype_head(Z: Tensor, support) -> tuple[Parameters, Tensor]:
 
 def closed_outputs(support, n_outputs: int) -> tuple:
     """Mask (n_outputs,) of outputs that a task has no class for; empty if none."""
-    if not 0 < support.n_classes < n_outputs:
+    # A number that only a traced graph's input decides needs the mask in any case.
+    if isinstance(support.n_classes, int) and not 0 < support.n_classes < n_outputs:
         return ()
     return (torch.arange(n_outputs, device=support.y.device) >= support.n_classes,)
 

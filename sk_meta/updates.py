@@ -1,6 +1,8 @@
 """Inner loops that methods share."""
 
 from collections.abc import Callable
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +10,38 @@ from torch.func import grad
 from torch.utils.checkpoint import checkpoint
 
 Parameters = dict[str, Tensor]
+_other_loop = ContextVar("what takes the place of `repeat`", default=None)
+
+
+def repeat(step: Callable, carry, n_steps: int):
+    """Apply a step over and over: the inner loop of every method that has one.
+
+    Parameters
+    ----------
+    step : callable
+        (number of the step, carry) -> carry. What it needs besides may be captured.
+    carry : nested tensors
+    n_steps : int
+
+    Returns
+    -------
+    nested tensors
+    """
+    if other := _other_loop.get():
+        return other(step, carry, n_steps)
+    for number in range(n_steps):
+        carry = step(number, carry)
+    return carry
+
+
+@contextmanager
+def loops_done_by(other: Callable):
+    """Let another function do what `repeat` does, such as one that records the step."""
+    token = _other_loop.set(other)
+    try:
+        yield
+    finally:
+        _other_loop.reset(token)
 
 
 def trainable(module: nn.Module) -> Parameters:
@@ -83,9 +117,11 @@ def gradient_descent(
     -------
     dict of tensors
     """
-    for _ in range(n_steps):
-        parameters = gradient_step(loss, parameters, learning_rate, first_order, again)
-    return parameters
+
+    def step(_, parameters):
+        return gradient_step(loss, parameters, learning_rate, first_order, again)
+
+    return repeat(step, parameters, n_steps)
 
 
 def all_rows(support, query) -> tuple[Tensor, Tensor, Tensor | None]:

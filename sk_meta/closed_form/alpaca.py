@@ -114,7 +114,7 @@ class ALPaCA(EmbeddingLearner):
         factor = self.factor().double()
         A = Z.double() @ factor
         noise = self.noise().double()[:, None, None]
-        gram = A @ A.T + noise * torch.eye(len(A), dtype=A.dtype, device=A.device)
+        gram = A @ A.T + noise * torch.eye(A.shape[0], dtype=A.dtype, device=A.device)
         root = torch.linalg.cholesky_ex(gram)[0]
         B = torch.linalg.solve_triangular(
             root, A.expand(len(root), *A.shape), upper=False
@@ -123,7 +123,7 @@ class ALPaCA(EmbeddingLearner):
             root, residual.double().T[:, :, None], upper=False
         )
         mean = self.prior_mean + (factor @ (B.mT @ r))[:, :, 0].T.to(Z.dtype)
-        rest = torch.eye(len(factor), dtype=A.dtype, device=A.device) - B.mT @ B
+        rest = torch.eye(factor.shape[0], dtype=A.dtype, device=A.device) - B.mT @ B
         return LinearPosterior(mean, (factor @ rest @ factor.T).to(Z.dtype))
 
     def apply_head(self, state, Z):

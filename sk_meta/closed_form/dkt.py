@@ -175,7 +175,7 @@ class DKT(EmbeddingLearner):
             Of all targets, and of the kernel; as if a row of weight w were w rows.
         """
         root = torch.ones_like(A[:, 0]) if weight is None else weight.double().sqrt()
-        noise, n = self.noise().double(), len(A)
+        noise, n = self.noise().double(), A.shape[0]
         observed = root[:, None] * self.covariance(A, A) * root
         observed = observed + noise * torch.eye(n, dtype=A.dtype, device=A.device)
         factor = torch.linalg.cholesky_ex(observed)[0]

@@ -15,6 +15,7 @@ from sk_meta.heads import closed_outputs, shut_out
 from sk_meta.learner import weighted_mean
 from sk_meta.updates import (
     conjugate_gradients,
+    repeat,
     trainable,
     with_gradient,
 )
@@ -100,16 +101,20 @@ class IMAML(MAML):
         gradient, value = slope(point)
         rate = torch.full_like(value, self.inner_lr)
         rounding = 8 * torch.finfo(value.dtype).eps
-        for _ in range(n_steps):
+
+        def step(_, carry):
+            rate, *best = carry
+            point, gradient, value = best
             moved = {n: p - rate * gradient[n] for n, p in point.items()}
             found = slope(moved)
             # Nothing in the meta-gradient keeps the inner loop stable: a step that
             # raises the loss is taken back, and the next ones are half as long.
             better = found[1] <= value + rounding * value.abs()
             rate = torch.where(better, rate, rate / 2)
-            point, gradient, value = tree_map(
-                partial(torch.where, better), (moved, *found), (point, gradient, value)
-            )
+            choose = partial(torch.where, better)
+            return rate, *tree_map(choose, (moved, *found), tuple(best))
+
+        _, point, *_ = repeat(step, (rate, point, gradient, value), n_steps)
         return {name: p.detach() for name, p in point.items()}
 
     def adapt(self, support):

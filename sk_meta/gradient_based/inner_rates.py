@@ -80,9 +80,14 @@ class InnerRates(nn.Module):
         )
 
     def forward(self, step):
-        """Rates by the names of parameters; steps beyond the last have those of it."""
+        """Rates by the names of parameters; steps beyond the last have those of it.
+
+        `step` is an int, or in a traced graph an int tensor of no dimension.
+        """
         if self.kind == "parameter":
             return dict(zip(self.layers, self.values, strict=True))
         (rates,) = self.values
-        rates = rates[min(step, len(rates) - 1)].unbind()
+        last = len(rates) - 1
+        step = step.clamp(max=last) if torch.is_tensor(step) else min(step, last)
+        rates = rates[step].unbind()
         return {name: rates[layer] for name, layer in self.layers.items()}

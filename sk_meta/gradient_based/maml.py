@@ -17,7 +17,7 @@ from sk_meta.gradient_based.inner_rates import (
 )
 from sk_meta.heads import closed_outputs, shut_out
 from sk_meta.learner import Learner, weighted_mean
-from sk_meta.updates import gradient_step
+from sk_meta.updates import gradient_step, repeat
 
 
 class MAMLState(NamedTuple):
@@ -119,9 +119,9 @@ class MAML(Learner):
 
     def adapt(self, support):
         """See `Learner.adapt`."""
-        for parameters in self._descent(support):
-            last = parameters
-        return self._state(support, last)
+        step, start = self._descent(support)
+        n_steps = self.n_inner_steps if self.training else self.n_adapt_steps
+        return self._state(support, repeat(step, start, n_steps))
 
     def predict(self, state, X):
         """See `Learner.predict`."""
@@ -133,8 +133,12 @@ class MAML(Learner):
         """See `Learner.forward`; the scores may be a list, those after each step."""
         if not self._uses_every_step():
             return super().forward(support, X)
-        _, *path = self._descent(support)
-        return [self.predict(self._state(support, p), X) for p in path], ()
+        step, parameters = self._descent(support)
+        found = []
+        for number in range(self.n_inner_steps):
+            parameters = step(number, parameters)
+            found.append(self.predict(self._state(support, parameters), X))
+        return found, ()
 
     def loss_of_rows(self, scores, y):
         """See `Learner.loss_of_rows`; steps count by their weights."""
@@ -198,22 +202,22 @@ class MAML(Learner):
         return self.training and self.phase is not None and self.phase[1]
 
     def _descent(self, support):
-        """Adapted parameters before the first step and after each one."""
+        """A step of the inner loop, and the parameters that it starts from."""
         closed = closed_outputs(support, self.n_outputs)
 
         def loss(parameters):
             scores = shut_out(self.call(support.X, parameters)[0], closed)
             return weighted_mean(self.loss_of_rows(scores, support.y), support.weight)
 
-        named = dict(self.module.named_parameters())
-        parameters = {name: named[name] for name in self.adapted}
-        yield parameters
         first_order = self._is_first_order()
         again = self.gradient_checkpointing and self.training and self.way == "loop"
-        for step in range(self.n_inner_steps if self.training else self.n_adapt_steps):
-            rates = self.inner_lr if self.rates is None else self.rates(step)
-            parameters = gradient_step(loss, parameters, rates, first_order, again)
-            yield parameters
+
+        def step(number, parameters):
+            rates = self.inner_lr if self.rates is None else self.rates(number)
+            return gradient_step(loss, parameters, rates, first_order, again)
+
+        named = dict(self.module.named_parameters())
+        return step, {name: named[name] for name in self.adapted}
 
     def _state(self, support, parameters):
         """The state that parameters make."""

@@ -134,7 +134,7 @@ class ClassHypernetwork(EmbeddingLearner):
             means = (total + prior * self.prior_mean) / (count + prior)
         else:
             means = total / count.clamp_min(1e-12)
-        known = torch.cat([means, task.expand(len(means), -1)], 1)
+        known = torch.cat([means, task.expand(means.shape[0], -1)], 1)
         generated = self.generator(known)
         sharpness = self.log_sharpness.exp()
         weight = sharpness * (2 * means + generated[:, :-1])
