@@ -52,7 +52,7 @@ def check_onnx(onnx_model, model, X, *, tolerance, return_std=False, zipmap=Fals
     classify = is_classifier(model)
     expected = _outputs(model, X, return_std)
     scale = np.ones(1) if classify else _size(expected[0])
-    nudged = _outputs(model, _nudge(X), return_std)
+    nudged = _outputs(model, last_bits_changed(X), return_std)
     noise = max(_difference(a, b, scale) for a, b in zip(expected, nudged, strict=True))
     allowed = max(tolerance, 10 * noise)
     for rows in (X, _take(X, slice(1))):
@@ -63,6 +63,59 @@ def check_onnx(onnx_model, model, X, *, tolerance, return_std=False, zipmap=Fals
             found = [_probabilities(rest, model.classes_, zipmap)]
             _compare_labels(model.predict(rows), labels, expected[0], allowed)
         _compare(expected, found, scale, allowed)
+
+
+def compare_adapted(found, model, other, X, tolerance, target_scale=None):
+    """Compare an estimator that a file's runtime adapted with the meta-learner's own.
+
+    Parameters
+    ----------
+    found : fitted classifier or regressor
+        The runtime's.
+    model : fitted classifier or regressor
+    other : fitted classifier or regressor
+        The same, the last bits of its support set changed.
+    X : array of shape (n_rows, ...) or DataFrame
+    tolerance : float
+        As in `check_onnx`.
+    target_scale : array of shape (n_targets,), default=None
+        What differences of targets are measured by.
+    """
+    return_std = _gives_std(model, X)
+    scale = np.ones(1) if target_scale is None else target_scale
+    expected, nudged, there = (
+        _outputs(estimator, rows, return_std)
+        for estimator, rows in (
+            (model, X),
+            (other, last_bits_changed(X)),
+            (found, X),
+        )
+    )
+    noise = max(_difference(a, b, scale) for a, b in zip(expected, nudged, strict=True))
+    allowed = max(tolerance, 10 * noise)
+    if is_classifier(model):
+        _compare_labels(model.predict(X), found.predict(X), expected[0], allowed)
+    _compare(expected, there, scale, allowed)
+
+
+def _gives_std(model, X):
+    if is_classifier(model):
+        return False
+    try:
+        model.predict(X, return_std=True)
+    except ValueError:
+        return False
+    return True
+
+
+def default_tolerance(meta):
+    """Largest difference that `to_onnx` accepts of a meta-learner, or None of none."""
+    if meta is None:
+        return 1e-5
+    # By name, so that torch stays out of this file.
+    layers = meta.learner_.modules()
+    convolves = any(type(layer).__name__.startswith("Conv") for layer in layers)
+    return 1e-3 if convolves else 1e-5
 
 
 def start(onnx_model):
@@ -111,11 +164,13 @@ def _size(targets):
     return np.where(size > 0, size, 1)
 
 
-def _nudge(X):
+def last_bits_changed(X):
     """X with each number changed in its last float32 bit, or not."""
     if hasattr(X, "columns"):
         numbers = X.select_dtypes("float")
-        return X.assign(**{name: _nudge(numbers[name].to_numpy()) for name in numbers})
+        return X.assign(
+            **{name: last_bits_changed(numbers[name].to_numpy()) for name in numbers}
+        )
     if X.dtype.kind != "f":
         return X
     signs = np.random.default_rng(0).integers(-1, 2, size=X.shape)

@@ -80,13 +80,24 @@ def to_onnx(
     import onnx
     import skl2onnx
 
-    from sk_meta.onnx.checking import check_onnx
+    from sk_meta.onnx.checking import check_onnx, default_tolerance
     from sk_meta.onnx.graph import quiet
 
     model = getattr(model, "best_estimator_", model)
+    if _is_meta_learner(model):
+        from sk_meta.onnx.learner_export import export_learner
+
+        if zipmap or return_std:
+            raise ValueError(
+                "zipmap and return_std are for adapted models. The file of a "
+                "meta-learner puts out the standard deviations that there are."
+            )
+        return export_learner(model, path, X, target_opset, tolerance)
     few_shot = _few_shot_of(model)
     _check_options(few_shot, target_opset, zipmap, return_std)
     X = example_rows(model, few_shot) if X is None else _as_rows(X)
+    if tolerance is None:
+        tolerance = default_tolerance(few_shot._meta())
     given = {"zipmap": zipmap}
     if not is_classifier(few_shot):
         given = {"return_std": return_std}
@@ -100,7 +111,7 @@ def to_onnx(
             X,
             return_std=return_std,
             zipmap=zipmap,
-            tolerance=_default_tolerance(few_shot) if tolerance is None else tolerance,
+            tolerance=tolerance,
         )
     if path is not None:
         onnx.save(onnx_model, path)
@@ -116,16 +127,18 @@ def _require():
         )
 
 
+def _is_meta_learner(model):
+    """Whether it is a meta-learner, or a Pipeline that ends in one."""
+    while isinstance(model, Pipeline | FrozenEstimator):
+        model = model.steps[-1][1] if isinstance(model, Pipeline) else model.estimator
+    return hasattr(model, "adapt_state")
+
+
 def _few_shot_of(model):
     """The adapted estimator at the end of a model."""
     last = model
     while isinstance(last, Pipeline | FrozenEstimator):
         last = last.steps[-1][1] if isinstance(last, Pipeline) else last.estimator
-    if hasattr(last, "adapt_state"):
-        raise ValueError(
-            f"{type(last).__name__} is a meta-learner, which is not exported itself "
-            "yet. Adapt it first: to_onnx(adapt(model, X_support, y_support))."
-        )
     if not isinstance(last, FewShotClassifier | FewShotRegressor):
         raise TypeError(
             "Expected a FewShotClassifier, a FewShotRegressor or a Pipeline that ends "
@@ -168,13 +181,3 @@ def example_rows(model, few_shot):
         shape = few_shot._row_shape  # of images too, unless they came flattened
     rng = np.random.default_rng(0)
     return rng.standard_normal((64, *shape)).astype(np.float32)
-
-
-def _default_tolerance(few_shot):
-    meta = few_shot._meta()
-    if meta is None:
-        return 1e-5
-    layers = meta.learner_.modules()
-    # By name, so that torch stays out of this file.
-    convolves = any(type(layer).__name__.startswith("Conv") for layer in layers)
-    return 1e-3 if convolves else 1e-5

@@ -105,21 +105,63 @@ def torch_graph(module, opset: int):
         One input, any number of rows; as many outputs as the module has.
     """
     # An odd number of rows, so that no length in the network equals it by chance.
-    example = torch.zeros(7, *module.row_shape)
+    example = {"X": torch.zeros(7, *module.row_shape)}
+    return to_graph(module, example, ({0: torch.export.Dim.DYNAMIC},), opset)
+
+
+def to_graph(module, inputs, dynamic, opset: int, translations=None):
+    """Export any module.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+    inputs : dict of tensors
+        Examples, by the names that the graph's inputs shall have.
+    dynamic : tuple
+        Of each argument of `forward`, the axes whose length may change.
+    opset : int
+    translations : dict, default=None
+        Operators of torch to onnxscript functions, for those that have no translation.
+
+    Returns
+    -------
+    onnx.ModelProto
+        Without local functions.
+    """
     with quiet(), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         program = torch.onnx.export(
             module,
-            (example,),
+            tuple(inputs.values()),
             dynamo=True,
-            dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
+            dynamic_shapes=dynamic,
+            input_names=list(inputs),
             opset_version=max(opset, _OLDEST_OF_TORCH),
+            custom_translation_table=translations,
             verbose=False,
         )
-        return _to_opset(program.model_proto, opset)
+        return _to_opset(_without_notes(program.model_proto), opset)
+
+
+def _without_notes(model):
+    """The model without what the exporter says of each node, most of a small file."""
+    model = inline_local_functions(model)
+    _forget(model.graph)
+    del model.metadata_props[:]
+    return model
+
+
+def _forget(graph):
+    del graph.value_info[:]
+    for node in (graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
+        node.ClearField("metadata_props")
+        node.ClearField("doc_string")
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                _forget(attribute.g)
 
 
 def _to_opset(model, opset):
-    model = inline_local_functions(model)
     made_for = next(
         o.version for o in model.opset_import if o.domain in ("", "ai.onnx")
     )

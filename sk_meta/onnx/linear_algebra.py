@@ -1,20 +1,16 @@
 """Linear systems in ONNX, which has no operators for them: one row after the other.
 
 Functions in onnxscript, for torch's exporter. Sizes are known only when the file runs;
-the axes before the last two are batches.
+the axes before the last two are batches. All heads are solved in float64.
 """
 
-from typing import TypeVar
-
 import torch
-from onnxscript import DOUBLE, FLOAT, INT64, script
+from onnxscript import DOUBLE, INT64, script
 from onnxscript import opset18 as op
-
-T = TypeVar("T", FLOAT, DOUBLE)
 
 
 @script()
-def cholesky(A: T) -> tuple[T, INT64]:
+def cholesky(A: DOUBLE) -> tuple[DOUBLE, INT64]:
     """Lower triangular L with L L' = A, (..., n, n) -> (..., n, n), and 0: no error."""
     n = op.Squeeze(op.Shape(A, start=-1))
     rows = op.Range(0, n, 1)
@@ -31,7 +27,7 @@ def cholesky(A: T) -> tuple[T, INT64]:
 
 
 @script()
-def solve_lower(L: T, B: T) -> T:
+def solve_lower(L: DOUBLE, B: DOUBLE) -> DOUBLE:
     """X with L X = B, for a lower triangular L: (..., n, n), (..., n, m)."""
     n = op.Squeeze(op.Shape(L, start=-1))
     rows = op.Unsqueeze(op.Range(0, n, 1), [-1])
@@ -46,7 +42,7 @@ def solve_lower(L: T, B: T) -> T:
 
 
 @script()
-def solve_upper(U: T, B: T) -> T:
+def solve_upper(U: DOUBLE, B: DOUBLE) -> DOUBLE:
     """X with U X = B, for an upper triangular U: (..., n, n), (..., n, m)."""
     n = op.Squeeze(op.Shape(U, start=-1))
     rows = op.Unsqueeze(op.Range(0, n, 1), [-1])
@@ -62,7 +58,7 @@ def solve_upper(U: T, B: T) -> T:
 
 
 @script()
-def solve_transposed(L: T, B: T) -> T:
+def solve_transposed(L: DOUBLE, B: DOUBLE) -> DOUBLE:
     """X with L' X = B, for a lower triangular L: (..., n, n), (..., n, m)."""
     n = op.Squeeze(op.Shape(L, start=-1))
     rows = op.Unsqueeze(op.Range(0, n, 1), [-1])
@@ -78,15 +74,15 @@ def solve_transposed(L: T, B: T) -> T:
 
 
 def linalg_solve_triangular(
-    A: T, B: T, upper: bool, left: bool = True, unitriangular: bool = False
-) -> T:
+    A: DOUBLE, B: DOUBLE, upper: bool, left: bool = True, unitriangular: bool = False
+) -> DOUBLE:
     """torch.linalg.solve_triangular."""
     if not left or unitriangular:
         raise NotImplementedError("a triangular system from the right, or with ones")
     return solve_upper(A, B) if upper else solve_lower(A, B)
 
 
-def cholesky_solve(B: T, L: T, upper: bool = False) -> T:
+def cholesky_solve(B: DOUBLE, L: DOUBLE, upper: bool = False) -> DOUBLE:
     """torch.cholesky_solve."""
     if upper:
         raise NotImplementedError("an upper triangular Cholesky factor")

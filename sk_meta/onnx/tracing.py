@@ -1,16 +1,23 @@
 """A learner that adapts, as a graph of torch operators: its inner loop as a loop."""
 
 from collections.abc import Callable
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch._decomp import core_aten_decompositions
+from torch._dispatch.python import enable_python_dispatcher
 from torch._higher_order_ops.while_loop import while_loop_op
+from torch._subclasses import FakeTensorMode
 from torch.func import functional_call
 from torch.fx import Graph, GraphModule, Node
-from torch.fx.experimental import _config as fx_config
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import (
+    DimDynamic,
+    ShapeEnv,
+    StatelessSymbolicContext,
+)
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
@@ -50,7 +57,7 @@ class LearnerGraph(nn.Module):
     function : callable
         (learner, *inputs) -> tuple of tensors. Calls the learner's `adapt`.
     inputs : tuple of tensors
-        Examples. All sizes but 0 and 1 are taken as ones that may change.
+        Examples. The length of the first axis may change.
 
     Attributes
     ----------
@@ -65,11 +72,7 @@ class LearnerGraph(nn.Module):
         for position, value in enumerate(tensors.values()):
             self.register_buffer(f"tensor_{position}", value.detach().clone())
         self.n_tensors, self.n_inputs = len(tensors), len(inputs)
-        looked = _Recorder()
-        with _as_written(), loops_done_by(looked):
-            function(learner, *inputs)
-        self.n_steps = looked.n_steps
-        graph, self.n_carried = _trace(learner, function, tensors, inputs, looked.start)
+        graph, self.n_carried, self.n_steps = _trace(learner, function, tensors, inputs)
         self.pieces = _cut(graph, self.n_carried)
         self.before = self.pieces.before
         self.step = self.pieces.step
@@ -112,41 +115,58 @@ class _Pieces(NamedTuple):
     n_of_step: int
 
 
+@contextmanager
 def _as_written():
-    """No fused attention: its parts have operators."""
-    return sdpa_kernel(SDPBackend.MATH)
+    """No fused attention or recurrence: their parts have operators."""
+    with sdpa_kernel(SDPBackend.MATH), torch.backends.mkldnn.flags(enabled=False):
+        yield
 
 
-def _trace(learner, function, tensors, inputs, start):
-    """The graph of (start of the loop, carry after a step, outputs)."""
+def _trace(learner, function, tensors, inputs):
+    """The graph of (start of the loop, carry after a step, outputs), and its sizes."""
     trained = {name for name, p in learner.named_parameters() if p.requires_grad}
     n_tensors, n_inputs = len(tensors), len(inputs)
+    whole = _Whole(learner, function)
+
+    def run(recorder, own, inputs):
+        named = {
+            f"learner.{name}": value.requires_grad_() if name in trained else value
+            for name, value in zip(tensors, own, strict=True)
+        }
+        with loops_done_by(recorder):
+            return functional_call(whole, named, inputs)
 
     def flat(*values):
         own, rest = values[:n_tensors], values[n_tensors:]
-        named = {
-            name: value.requires_grad_() if name in trained else value
-            for name, value in zip(tensors, own, strict=True)
-        }
         recorder = _Recorder(rest[n_inputs], rest[n_inputs + 1 :])
-        whole = _Whole(learner, function)
-        names = {f"learner.{name}": value for name, value in named.items()}
-        with loops_done_by(recorder):
-            outputs = functional_call(whole, names, rest[:n_inputs])
+        outputs = run(recorder, own, rest[:n_inputs])
         return [*recorder.start], [*recorder.after], [*outputs]
 
-    number = torch.zeros((), dtype=torch.int64)
-    values = (*tensors.values(), *inputs, number, *start)
-    table = {**core_aten_decompositions(), **BACKWARD}
-    with _as_written(), fx_config.patch(use_duck_shape=False):
-        traced = make_fx(
-            flat,
-            tracing_mode="symbolic",
-            decomposition_table=table,
-            _allow_non_fake_inputs=True,
-        )(*(value.detach().clone() for value in values))
+    mode = FakeTensorMode(
+        allow_non_fake_inputs=True, shape_env=ShapeEnv(duck_shape=False)
+    )
+    own = [mode.from_tensor(v.detach(), static_shapes=True) for v in tensors.values()]
+    given = tuple(_of_any_length(mode, value) for value in inputs)
+    with _as_written(), mode, enable_python_dispatcher():
+        looked = _Recorder()
+        run(looked, own, given)
+        carry = [torch.empty_like(value.detach()) for value in looked.start]
+        number = torch.zeros((), dtype=torch.int64)
+        own = [value.detach() for value in own]
+        table = {**core_aten_decompositions(), **BACKWARD}
+        traced = make_fx(flat, decomposition_table=table)(*own, *given, number, *carry)
     traced.graph.eliminate_dead_code()
-    return traced, len(start)
+    return traced, len(carry), looked.n_steps
+
+
+def _of_any_length(mode, value):
+    """A tensor without numbers, whose first axis may have any length."""
+    others = value.ndim - 1
+    context = StatelessSymbolicContext(
+        dynamic_sizes=[DimDynamic.DYNAMIC, *[DimDynamic.STATIC] * others],
+        constraint_sizes=[None] * value.ndim,
+    )
+    return mode.from_tensor(value, symbolic_context=context)
 
 
 class _Whole(nn.Module):
