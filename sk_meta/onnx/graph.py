@@ -139,18 +139,14 @@ def to_graph(module, inputs, dynamic, opset: int, translations=None):
             custom_translation_table=translations,
             verbose=False,
         )
-        return _to_opset(_without_notes(program.model_proto), opset)
-
-
-def _without_notes(model):
-    """The model without what the exporter says of each node, most of a small file."""
-    model = inline_local_functions(model)
-    _forget(model.graph)
-    del model.metadata_props[:]
-    return model
+        model = _to_opset(inline_local_functions(program.model_proto), opset)
+        _forget(model.graph)
+        del model.metadata_props[:]
+        return model
 
 
 def _forget(graph):
+    """Leave out what the exporter says of each node, most of a small file."""
     del graph.value_info[:]
     for node in (graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
         node.ClearField("metadata_props")

@@ -1,8 +1,8 @@
 """A whole meta-learner as one ONNX graph: it adapts where onnxruntime runs."""
 
-import hashlib
 import json
 from copy import deepcopy
+from importlib.metadata import version
 from typing import NamedTuple
 
 import numpy as np
@@ -12,15 +12,14 @@ from onnx import compose, helper, numpy_helper
 from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
 
-from sk_meta import __version__
 from sk_meta.learner import Gaussian, Support
 from sk_meta.onnx.blame import blamed_layer
+from sk_meta.onnx.description import FORMAT
 from sk_meta.onnx.graph import to_graph
+from sk_meta.onnx.inspect_file import checksum_of
 from sk_meta.onnx.linear_algebra import TRANSLATIONS
 from sk_meta.onnx.tracing import LearnerGraph
 
-FORMAT = 1
-_KEY = "sk_meta.sha256"
 _LABEL_KINDS = {"U": "str", "i": "int", "u": "int", "f": "float", "b": "bool"}
 
 
@@ -245,8 +244,8 @@ def with_transformers(model, transformers, X, target_opset):
         part = compose.add_prefix(before, f"{rows}/")
         if not hasattr(X, "columns"):
             _rename(part.graph, part.graph.input[0].name, rows)
-        (output,) = (value.name for value in part.graph.output)
-        joined = [(output, f"{rows}/transformed")]
+        (output,) = part.graph.output
+        joined = [(_as_float32(part.graph, output), f"{rows}/transformed")]
         model = compose.merge_models(part, model, io_map=joined)
     inputs = sorted(
         model.graph.input, key=lambda value: order.index(value.name.partition("/")[0])
@@ -256,12 +255,36 @@ def with_transformers(model, transformers, X, target_opset):
     return model
 
 
-def description(meta, n_steps, columns=None):
-    """What a runtime must know of a learner besides its graph, for JSON."""
+def _as_float32(graph, output):
+    """Cast an output, which a transformer may give in another type."""
+    name = f"{output.name}/float32"
+    to = onnx.TensorProto.FLOAT
+    graph.node.append(helper.make_node("Cast", [output.name], [name], to=to))
+    output.name = name
+    output.type.tensor_type.elem_type = to
+    return name
+
+
+def description(meta, n_steps, first=None, columns=None):
+    """What a runtime must know of a learner besides its graph, for JSON.
+
+    Parameters
+    ----------
+    meta : fitted meta-learner
+    n_steps : int or None
+        Of its inner loop.
+    first : fitted transformer, default=None
+        The first before it: the rows of the file are those that it takes.
+    columns : dict, default=None
+        Kinds of the columns, where each is an input.
+    """
     schema = meta.schema_
     local = schema.classification and schema.labels == "local"
     classes = None if local or not schema.classification else schema.classes.tolist()
-    names = schema.names
+    names, shape = schema.names, schema.shape
+    if first is not None:
+        names = getattr(first, "feature_names_in_", None)
+        shape = (first.n_features_in_,)
     metadata = schema.metadata
     return {
         "format": FORMAT,
@@ -274,7 +297,7 @@ def description(meta, n_steps, columns=None):
         "unlabeled": getattr(meta, "unlabeled", None),
         "n_targets": 0 if schema.classification else schema.n_outputs,
         "multi_output": schema.multi_output,
-        "row_shape": list(schema.shape),
+        "row_shape": [int(length) for length in shape],
         "feature_names": None if names is None else [str(name) for name in names],
         "columns": columns,
         "n_metadata": 0 if metadata is None else len(metadata.mean),
@@ -282,7 +305,7 @@ def description(meta, n_steps, columns=None):
         if metadata is None or metadata.names is None
         else [str(name) for name in metadata.names],
         "n_steps": n_steps,
-        "sk_meta": __version__,
+        "sk_meta": version("sk_meta"),
     }
 
 
@@ -299,6 +322,5 @@ def finished(model, described) -> onnx.ModelProto:
     model.producer_name = "sk_meta"
     text = json.dumps(described, sort_keys=True, allow_nan=False)
     model.metadata_props.add(key="sk_meta", value=text)
-    digest = hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
-    model.metadata_props.add(key=_KEY, value=digest)
-    return model
+    data = model.SerializeToString(deterministic=True)
+    return onnx.ModelProto.FromString(data + checksum_of(data))

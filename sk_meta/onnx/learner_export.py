@@ -48,13 +48,15 @@ def export_learner(model, path, X, target_opset, tolerance):
         raise ValueError(
             f"target_opset of a meta-learner must be from {low} to {high}, got {opset}."
         )
-    X = _example_rows(meta, transformers) if X is None else X
+    X = _example_rows(meta, transformers) if X is None else _in_single_precision(X)
     with quiet():
         onnx_model, n_steps = learner_graph(meta, opset)
         if transformers:
             onnx_model = with_transformers(onnx_model, transformers, X, opset)
         columns = _columns(X) if _by_column(onnx_model) else None
-        onnx_model = finished(onnx_model, description(meta, n_steps, columns))
+        first = transformers[0][1] if transformers else None
+        described = description(meta, n_steps, first, columns)
+        onnx_model = finished(onnx_model, described)
         onnx.checker.check_model(onnx_model)
         check_learner_file(onnx_model, model, X, tolerance)
     if path is not None:
@@ -69,6 +71,15 @@ def _pooled(name, step):
             "scope='pooled', or adapt first and export the adapted model."
         )
     return step.transformer_
+
+
+def _in_single_precision(X):
+    """Rows with numbers of the types that the file takes."""
+    if not hasattr(X, "columns"):
+        return np.asarray(X, dtype=np.float32)
+    types = {"f": np.float32, "i": np.int64, "u": np.int64}
+    wanted = {name: types.get(X[name].dtype.kind) for name in X.columns}
+    return X.astype({name: kind for name, kind in wanted.items() if kind})
 
 
 def _by_column(onnx_model):

@@ -123,7 +123,7 @@ def _store(graph, name, axis, rounding):
         return [helper.make_node("Cast", [half.name], [name], **to_float)]
     weight = np.ascontiguousarray(np.moveaxis(weight, axis, 0))
     numbers, scale = stored(torch.from_numpy(weight), rounding)
-    kind = {4: TensorProto.INT4, 8: TensorProto.INT8}[rounding.bits]
+    kind = TensorProto.INT4 if rounding.bits == 4 else TensorProto.INT8
     numbers = _integers(f"{name}/numbers", kind, numbers)
     scale = numpy_helper.from_array(scale.numpy(), f"{name}/scale")
     graph.initializer.extend([numbers, scale])

@@ -72,7 +72,7 @@ class SizeReport:
     __repr__ = __str__
 
 
-def size_report(model, task=None, *, n_repeats=50):
+def size_report(model, task=None, *, n_repeats=200):
     """Size, work and time of a learner, or of an adapted model.
 
     It is exported; the size is that of the file, and the times are medians in
@@ -88,7 +88,7 @@ def size_report(model, task=None, *, n_repeats=50):
         are predicted. None means random rows: 5 of each class (of up to five classes,
         where each task has its own), or 25 in regression. Needed where inputs are
         columns of a DataFrame.
-    n_repeats : int, default=50
+    n_repeats : int, default=200
         Runs of each measurement; fewer where they take more than a second.
 
     Returns
@@ -130,7 +130,7 @@ def size_report(model, task=None, *, n_repeats=50):
     return _of_adapted(model, task, n_repeats)
 
 
-def learner_cost(model, task=None, *, n_repeats=50):
+def learner_cost(model, task=None, *, n_repeats=200):
     """Kilobytes of a learner's file, and milliseconds to adapt.
 
     Parameters

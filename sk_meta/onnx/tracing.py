@@ -118,8 +118,13 @@ class _Pieces(NamedTuple):
 @contextmanager
 def _as_written():
     """No fused attention or recurrence: their parts have operators."""
-    with sdpa_kernel(SDPBackend.MATH), torch.backends.mkldnn.flags(enabled=False):
-        yield
+    fused = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(False)  # the public switch warns of other devices
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch._C._set_mkldnn_enabled(fused)
 
 
 def _trace(learner, function, tensors, inputs):

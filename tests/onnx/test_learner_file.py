@@ -146,7 +146,7 @@ def test_any_number_of_classes():
     meta = PrototypicalClassifier(make_net(), random_state=0).fit(tasks)
     device, rng = on_device(meta), np.random.default_rng(0)
     for n_classes in (2, 5, 11):
-        X, y = support_of(rng, 30, n_classes, (2,))
+        X, y = support_of(rng, 30, n_classes, meta.schema_.shape)
         assert deviation(device.adapt(X, y), meta.adapt(X, y), X) < 1e-5
 
 
@@ -157,7 +157,7 @@ def test_labels_that_are_shared_may_be_absent():
     meta = MetaSGDClassifier(make_net(), random_state=0).fit(tasks)
     device = on_device(meta)
     np.testing.assert_array_equal(device.classes_, labels)
-    X, codes = support_of(np.random.default_rng(0), 8, 2, (2,))
+    X, codes = support_of(np.random.default_rng(0), 8, 2, meta.schema_.shape)
     found = device.adapt(X, labels[1:][codes])
     expected = meta.adapt(X, labels[1:][codes])
     np.testing.assert_array_equal(found.classes_, ["malign", "unclear"])
@@ -175,7 +175,7 @@ def test_unlabelled_rows():
         make_net(), unlabeled=-1, support_size=1, random_state=0
     ).fit(tasks)
     device = on_device(meta)
-    X, y = support_of(rng, 12, 2, (2,))
+    X, y = support_of(rng, 12, 2, meta.schema_.shape)
     y[4:] = -1
     found = device.adapt(X, y)
     assert deviation(found, meta.adapt(X, y), X) < 1e-5
@@ -239,26 +239,29 @@ def test_scaled_arrays():
     pipe = make_pipeline(
         TaskTransformer(StandardScaler()), MAMLClassifier(make_net(), random_state=0)
     ).fit(tasks)
-    X, y = support_of(np.random.default_rng(0), 9, 2, (2,))
+    X, y = support_of(np.random.default_rng(0), 9, 2, tasks[0].X.shape[1:])
     assert deviation(on_device(pipe).adapt(X, y), adapt(pipe, X, y), X) < 1e-5
 
 
-def test_images():
+@pytest.mark.parametrize(
+    "method",
+    [PrototypicalClassifier, pytest.param(MAMLClassifier, marks=pytest.mark.slow)],
+)
+def test_images(method):
     rng = np.random.default_rng(0)
     tasks = [
         Task(rng.random((20, 1, 12, 12)), np.resize(range(3), 20), labels="local")
         for _ in range(4)
     ]
     net = TaskNet(Conv4, module__n_filters=4, max_epochs=1, batch_size=4)
-    for method in (PrototypicalClassifier, MAMLClassifier):
-        meta = method(net, random_state=0).fit(tasks)
-        device = on_device(meta)
-        X, y = support_of(rng, 9, 3, (1, 12, 12))
-        new = rng.random((200, 1, 12, 12)).astype(np.float32)
-        found, expected = device.adapt(X, y), meta.adapt(X, y)
-        gap = np.abs(found.predict_proba(new) - expected.predict_proba(new))
-        assert np.median(gap) < 1e-4
-        assert (found.predict(new) == expected.predict(new)).mean() >= 0.99
+    meta = method(net, random_state=0).fit(tasks)
+    device = on_device(meta)
+    X, y = support_of(rng, 9, 3, (1, 12, 12))
+    new = rng.random((200, 1, 12, 12)).astype(np.float32)
+    found, expected = device.adapt(X, y), meta.adapt(X, y)
+    gap = np.abs(found.predict_proba(new) - expected.predict_proba(new))
+    assert np.median(gap) < 1e-4
+    assert (found.predict(new) == expected.predict(new)).mean() >= 0.99
 
 
 class Recurrent(nn.Module):
@@ -292,7 +295,7 @@ def test_attention():
     tasks = make_blob_tasks(9, n_classes=2, random_state=0)
     meta = InContextClassifier(make_net(), width=8, n_heads=2, random_state=0)
     device = on_device(meta.fit(tasks))
-    X, y = support_of(np.random.default_rng(0), 7, 2, (2,))
+    X, y = support_of(np.random.default_rng(0), 7, 2, meta.schema_.shape)
     assert deviation(device.adapt(X, y), meta.adapt(X, y), X) < 1e-5
 
 

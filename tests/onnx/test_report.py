@@ -26,6 +26,7 @@ from sk_meta.networks import Conv4
 from sk_meta.onnx import report as reporting
 from sk_meta.onnx import to_onnx
 from sk_meta.tasks import make_blob_tasks, make_sinusoids
+from sk_meta.tasks.metadata import describe
 from sk_meta.tasks.task import Task
 from sk_meta.tasks.validation import Schema
 
@@ -176,6 +177,7 @@ def test_random_rows_are_what_a_learner_takes():
     for tasks, classification in ((TASKS, True), (shared, True), (targets, False)):
         tasks = [t if isinstance(t, Task) else Task(*t) for t in tasks]
         schema = Schema.from_tasks(tasks, classification)
+        schema.metadata = describe(tasks) if tasks[0].metadata else None
         given = {"X_support": SimpleNamespace(shape=["n_support", *schema.shape])}
         learner = SimpleNamespace(
             _session=SimpleNamespace(inputs=lambda given=given: given), _most_classes=2
