@@ -5,6 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 SPHINXOPTS ?=
+# Small networks gain nothing from threads: a process for each of two cores.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .PHONY: help demo test test-slow lint docs clean
 
@@ -20,10 +22,10 @@ demo: $(VENV)/.installed-demo
 	$(BIN)/python examples/plot_forecast_patients.py
 
 test: lint
-	$(BIN)/python -m pytest
+	$(PYTEST) -n 2
 
 test-slow: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow -n 2
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff format --check .

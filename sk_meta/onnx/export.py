@@ -1,4 +1,4 @@
-"""to_onnx: an adapted estimator, or a Pipeline ending in one, as an ONNX file."""
+"""to_onnx: an adapted estimator, or a whole meta-learner, as an ONNX file."""
 
 from importlib.util import find_spec
 
@@ -24,47 +24,64 @@ def to_onnx(
     return_std=False,
     tolerance=None,
 ):
-    """Write an adapted model as ONNX, and check the result in onnxruntime.
+    """Write an adapted model, or a whole meta-learner, as ONNX; checked in onnxruntime.
+
+    An adapted model becomes a graph from rows to predictions. A meta-learner becomes
+    one that adapts: from support set and query rows to predictions, its inner loop an
+    ONNX Loop; `OnnxMetaLearner` runs it without torch.
 
     Parameters
     ----------
-    model : FewShotClassifier, FewShotRegressor, or Pipeline ending in one
-        Fitted, usually by `adapt`. Transformers before it are converted by skl2onnx.
+    model : FewShotClassifier, FewShotRegressor, meta-learner, or Pipeline ending in one
+        Fitted. Transformers before an adapted model are converted by skl2onnx, those
+        before a meta-learner too: they must be of scope "pooled". Of a search, the
+        best estimator is written.
     path : str or path-like, default=None
         Where to write; None writes nothing.
     X : array of shape (n_rows, ...) or DataFrame, default=None
-        Rows as the model takes them: they set the types of the inputs, and up to 64
-        of them serve for the check. A DataFrame gives one input per column. None means
-        one float32 input, and random rows for the check.
+        Rows as the model takes them: they set the types of the inputs, and serve for
+        the check. A DataFrame gives one input per column, of a meta-learner only where
+        transformers stand before it. None means one float32 input, and random rows for
+        the check.
     target_opset : int, default=None
-        Version of the ONNX operators, 15 to 22; None means the latest.
+        Version of the ONNX operators: 15 to 22 for an adapted model, None meaning the
+        latest; 18 to 22 for a meta-learner, None meaning 20.
     zipmap : bool or "columns", default=False
-        Probabilities of a classifier as one tensor (n_rows, n_classes), as a list of
-        dictionaries by label (True), or as one output per class ("columns").
+        Probabilities of an adapted classifier as one tensor (n_rows, n_classes), as a
+        list of dictionaries by label (True), or as one output per class ("columns").
     return_std : bool, default=False
-        Whether a regressor puts out standard deviations too.
+        Whether an adapted regressor puts out standard deviations too. A meta-learner
+        does, if its method has them.
     tolerance : float, default=None
         Largest difference between file and model that is accepted: of a probability,
-        or of a target relative to the range of its predictions. None means 1e-5, and
-        1e-3 where the network has convolutions, whose sums torch and onnxruntime add up
-        in another order. Ten times what a change of the last bit of X does to the model
-        is accepted as well. Labels must be the same, unless the two largest
-        probabilities differ by less than twice this.
+        or of a target relative to the range of its predictions (of a meta-learner: to
+        the targets' standard deviation). None means 1e-5, and 1e-3 where the network
+        has convolutions, whose sums torch and onnxruntime add up in another order. Ten
+        times what a change of the last bit of X does to the model is accepted as well.
+        Labels must be the same, unless the two largest probabilities differ by less
+        than twice this.
 
     Returns
     -------
     onnx.ModelProto
-        With the inputs "X", or one per column; any number of rows. Outputs of a
-        classifier: label and probabilities, in the order of `classes_`. Outputs of a
-        regressor: mean ("variable") and, with `return_std`, standard deviation
-        ("std"), each of shape (n_rows, n_targets). Labels are the original strings,
-        integers or booleans.
+        Of an adapted model: with the inputs "X", or one per column; any number of rows.
+        Outputs of a classifier: label and probabilities, in the order of `classes_`.
+        Outputs of a regressor: mean ("variable") and, with `return_std`, standard
+        deviation ("std"), each of shape (n_rows, n_targets). Labels are the original
+        strings, integers or booleans.
+
+        Of a meta-learner: with the inputs "X_support", "y_support" (class numbers 0, 1,
+        ..., or targets (n_support, n_targets) in float64), "X_query", and where the
+        method has them "metadata" and "n_steps", the latter with a default. Outputs:
+        "probabilities", or "mean" and "std". All lengths may change, the number of
+        classes too where the method takes any. What the numbers stand for is in the
+        file's metadata.
 
     Raises
     ------
     ValueError
         If the file says something else than the model, if an operator does not exist
-        in `target_opset`, or for a meta-learner that is not adapted.
+        in `target_opset`, or if a layer of a meta-learner's network has no translation.
     ImportError
         If a package that the export needs is not installed.
 
