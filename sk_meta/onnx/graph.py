@@ -141,6 +141,7 @@ def to_graph(module, inputs, dynamic, opset: int, translations=None):
         )
         model = _to_opset(inline_local_functions(program.model_proto), opset)
         _forget(model.graph)
+        _share(model.graph)
         del model.metadata_props[:]
         return model
 
@@ -155,6 +156,29 @@ def _forget(graph):
         for attribute in node.attribute:
             if attribute.HasField("g"):
                 _forget(attribute.g)
+
+
+def _share(graph):
+    """Keep one of initializers that are equal, such as weights that are used twice."""
+    kept, renamed = {}, {}
+    for tensor in graph.initializer:
+        content = onnx.TensorProto.FromString(tensor.SerializeToString())
+        content.name = ""
+        first = kept.setdefault(content.SerializeToString(), tensor.name)
+        renamed[tensor.name] = first
+    unique = [tensor for tensor in graph.initializer if tensor.name in kept.values()]
+    unique = [onnx.TensorProto.FromString(t.SerializeToString()) for t in unique]
+    del graph.initializer[:]
+    graph.initializer.extend(unique)
+    _rename_uses(graph, renamed)
+
+
+def _rename_uses(graph, renamed):
+    for node in graph.node:
+        node.input[:] = [renamed.get(name, name) for name in node.input]
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                _rename_uses(attribute.g, renamed)
 
 
 def _to_opset(model, opset):

@@ -8,6 +8,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from sk_meta.compression.rounding import Rounding, linear_layers, stored
+from sk_meta.onnx.dynamic_products import dynamic_products
 from sk_meta.onnx.folding import (
     fold_normalization,
     forget_unused,
@@ -15,10 +16,11 @@ from sk_meta.onnx.folding import (
     weights_of,
 )
 from sk_meta.onnx.graph import quiet
-from sk_meta.onnx.integer_products import dynamic_products, products, static_products
+from sk_meta.onnx.integer_products import products
 from sk_meta.onnx.learner import finished
 from sk_meta.onnx.learner_export import export_learner
 from sk_meta.onnx.runtime import OnnxMetaLearner
+from sk_meta.onnx.static_products import static_products
 
 _DEFAULT_OPSET = 20
 _INT4_OPSET, _INT4_FORMAT = 21, 10

@@ -9,6 +9,7 @@ from time import perf_counter
 import numpy as np
 from sklearn.pipeline import Pipeline
 
+from sk_meta.compression.base import unwrapped
 from sk_meta.onnx.export import _few_shot_of, _is_meta_learner, example_rows
 from sk_meta.pipeline import adapt, parts_of
 from sk_meta.tasks.task import Task, take_rows
@@ -94,8 +95,9 @@ def size_report(model, task=None, *, n_repeats=200):
     Returns
     -------
     SizeReport
-        None stands for what is not known: a file does not tell its parameters, and only
-        an estimator can be adapted and then exported once more, without its learner.
+        None stands for what is not known: a file does not tell its parameters, and
+        there is no file of an adapted model for a learner that is only a file, or runs
+        as one, such as a quantised one.
 
     Raises
     ------
@@ -147,20 +149,18 @@ def learner_cost(model, task=None, *, n_repeats=200):
 
 
 def _of_learner(model, task, n_repeats):
-    data, schema = _learner_file(model, task)
-    adapt_ms, task = _adapt_ms(data, task, n_repeats, schema)
+    data, meta = _learner_file(model, task)
+    adapt_ms, task = _adapt_ms(data, task, n_repeats, meta.schema_)
     X, y = _support_rows(task)
     adapted = adapt(model, X, y, metadata=task.metadata)
-    rest = _of_adapted(adapted, task, n_repeats)
-    return SizeReport(
-        *_kilobytes(data),
-        rest.parameters,
-        rest.multiply_adds,
-        adapt_ms,
-        rest.predict_ms,
-        rest.predict_64_ms,
-        len(X),
-    )
+    times = None, None
+    if hasattr(_few_shot_of(adapted), "meta_learner"):
+        rest = _of_adapted(adapted, task, n_repeats)
+        times = rest.predict_ms, rest.predict_64_ms
+    rows = np.zeros((len(X), *meta.schema_.shape), dtype=np.float32)
+    state, _ = meta.adapt_state(rows, y, metadata=task.metadata)
+    work = _work(meta, state)
+    return SizeReport(*_kilobytes(data), *work, adapt_ms, *times, len(X))
 
 
 def _of_adapted(model, task, n_repeats):
@@ -174,12 +174,10 @@ def _of_adapted(model, task, n_repeats):
         )
     else:
         X = example_rows(model, few_shot)
-    data = _exported(model, X)
-    parameters = multiply_adds = None
-    if few_shot.meta_learner is not None:
-        parameters, multiply_adds = _work(few_shot)
+    data, meta = _exported(model, X), few_shot._meta()
+    work = (None, None) if meta is None else _work(unwrapped(meta), few_shot.state_)
     times = _predict_ms(data, X, n_repeats)
-    return SizeReport(*_kilobytes(data), parameters, multiply_adds, None, *times)
+    return SizeReport(*_kilobytes(data), *work, None, *times)
 
 
 def _of_file(file, task, n_repeats):
@@ -198,7 +196,7 @@ def _of_file(file, task, n_repeats):
 
 
 def _learner_file(model, task):
-    """Content of the learner's file, and the schema of its tasks."""
+    """Content of the learner's file, and the meta-learner that is in it."""
     steps, meta = parts_of(model)
     columns = bool(steps) and hasattr(steps[0][1].transformer_, "feature_names_in_")
     if columns and task is None:
@@ -207,7 +205,7 @@ def _learner_file(model, task):
             "file. Pass a task, to tell their types."
         )
     X = task.X if columns else None
-    return _exported(model, X), meta.schema_
+    return _exported(model, X), unwrapped(meta)
 
 
 def _exported(model, X):
@@ -308,13 +306,12 @@ def _median_ms(session, feed, n_repeats):
     return 1000 * median(times)
 
 
-def _work(few_shot):
+def _work(meta, state):
     """Numbers in the learner, and multiply-adds of one row once adapted."""
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    meta = few_shot._meta()
     learner = meta.learner_
     parameters = sum(parameter.numel() for parameter in learner.parameters())
     masks = (getattr(layer, "mask", None) for layer in learner.modules())
@@ -322,5 +319,5 @@ def _work(few_shot):
     row = torch.zeros(1, *meta.schema_.shape, device=meta.net_.device)
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
-        learner.predict(few_shot.state_, row)
+        learner.predict(state, row)
     return parameters, counter.get_total_flops() // 2

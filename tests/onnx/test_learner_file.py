@@ -359,3 +359,13 @@ def test_linear_systems(batch):
         np.testing.assert_allclose(L @ below, B, atol=1e-12)
         for X in solved:
             np.testing.assert_allclose(A @ X, B, atol=1e-11)
+
+
+def test_weights_are_in_the_file_once():
+    tasks = make_blob_tasks(6, n_classes=2, labels="local", random_state=0)
+    net = TaskNet(max_epochs=1, module__hidden=(64, 64))
+    meta = PrototypicalClassifier(net, random_state=0).fit(tasks)
+    numbers = sum(parameter.numel() for parameter in meta.learner_.parameters())
+    graph = to_onnx(meta).graph
+    stored = sum(np.prod(tensor.dims) for tensor in graph.initializer)
+    assert numbers <= stored < 1.05 * numbers

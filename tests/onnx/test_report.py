@@ -103,8 +103,8 @@ def test_multiply_adds_of_linear_layers(hidden):
     meta = MAMLRegressor(net(*hidden), random_state=0).fit(tasks)
     sizes = (1, *hidden, 1)
     products = [a * b for a, b in pairwise(sizes)]
-    few_shot = meta.adapt(tasks[0].X_support, tasks[0].y_support)
-    parameters, multiply_adds = reporting._work(few_shot)
+    state, _ = meta.adapt_state(tasks[0].X_support, tasks[0].y_support)
+    parameters, multiply_adds = reporting._work(meta, state)
     assert multiply_adds == sum(products)
     assert parameters == sum(products) + sum(sizes[1:])
 
@@ -117,7 +117,7 @@ def test_multiply_adds_of_convolutions():
     ]
     network = TaskNet(Conv4, module__n_filters=4, max_epochs=1)
     meta = MAMLClassifier(network, random_state=0).fit(tasks)
-    _, multiply_adds = reporting._work(meta.adapt(*tasks[0]))
+    _, multiply_adds = reporting._work(meta, meta.adapt_state(*tasks[0])[0])
     pixels = np.array([16, 8, 4, 2]) ** 2  # halved after each
     convolutions = 9 * 4 * pixels * np.array([1, 4, 4, 4])
     assert multiply_adds == convolutions.sum() + 4 * 2
