@@ -111,6 +111,21 @@ def mask_smallest(network, amount):
             layer.set_mask(mask.view_as(layer.weight) & _mask_of(layer))
 
 
+def unmask(network):
+    """Make masked layers plain ones again, their weights as they are.
+
+    Parameters
+    ----------
+    network : torch.nn.Module
+        Changed in place.
+    """
+    plain = {masked: kind for kind, masked in _MASKED.items()}
+    for layer in network.modules():
+        if type(layer) in plain:
+            layer.__class__ = plain[type(layer)]
+            del layer.mask
+
+
 def _mask_of(layer):
     mask = getattr(layer, "mask", None)
     return torch.ones_like(layer.weight, dtype=torch.bool) if mask is None else mask

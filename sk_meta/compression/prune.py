@@ -222,6 +222,8 @@ def _renew(net):
     net.module_.checked = False
     net._choose_way(net.module_)
     net._initialize_optimizer(reason="The network is pruned: a new optimizer.")
+    for group in net.optimizer_.param_groups:  # where a schedule goes on from
+        group["initial_lr"] = group["lr"]
     compiled = CompiledSteps(verbose=net.verbose) if net.compile else None
     net.meta_step_ = MetaStep(net.max_memory, compiled)
 

@@ -56,8 +56,8 @@ def to_onnx(
         Largest difference between file and model that is accepted: of a probability,
         or of a target relative to the range of its predictions (of a meta-learner: to
         the targets' standard deviation). None means 1e-5, and 1e-3 where the network
-        has convolutions, whose sums torch and onnxruntime add up in another order. Ten
-        times what a change of the last bit of X does to the model is accepted as well.
+        has convolutions, whose sums torch and onnxruntime add up in another order; of a
+        meta-learner ten times that. Ten times what a change of the last bit of X does to the model is accepted as well.
         Labels must be the same, unless the two largest probabilities differ by less
         than twice this.
 
@@ -156,6 +156,11 @@ def _few_shot_of(model):
     last = model
     while isinstance(last, Pipeline | FrozenEstimator):
         last = last.steps[-1][1] if isinstance(last, Pipeline) else last.estimator
+    if hasattr(last, "learner") and not hasattr(last, "meta_learner"):
+        raise TypeError(
+            f"{type(last).__name__} is adapted from a file, which adapts wherever it "
+            "goes. To write an adapted model, adapt with torch."
+        )
     if not isinstance(last, FewShotClassifier | FewShotRegressor):
         raise TypeError(
             "Expected a FewShotClassifier, a FewShotRegressor or a Pipeline that ends "

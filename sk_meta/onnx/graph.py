@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from sk_meta.learner import Gaussian
+from sk_meta.onnx.folding import share_constants
 
 _OLDEST_OF_TORCH = 18
 
@@ -141,7 +142,7 @@ def to_graph(module, inputs, dynamic, opset: int, translations=None):
         )
         model = _to_opset(inline_local_functions(program.model_proto), opset)
         _forget(model.graph)
-        _share(model.graph)
+        share_constants(model.graph)
         del model.metadata_props[:]
         return model
 
@@ -156,29 +157,6 @@ def _forget(graph):
         for attribute in node.attribute:
             if attribute.HasField("g"):
                 _forget(attribute.g)
-
-
-def _share(graph):
-    """Keep one of initializers that are equal, such as weights that are used twice."""
-    kept, renamed = {}, {}
-    for tensor in graph.initializer:
-        content = onnx.TensorProto.FromString(tensor.SerializeToString())
-        content.name = ""
-        first = kept.setdefault(content.SerializeToString(), tensor.name)
-        renamed[tensor.name] = first
-    unique = [tensor for tensor in graph.initializer if tensor.name in kept.values()]
-    unique = [onnx.TensorProto.FromString(t.SerializeToString()) for t in unique]
-    del graph.initializer[:]
-    graph.initializer.extend(unique)
-    _rename_uses(graph, renamed)
-
-
-def _rename_uses(graph, renamed):
-    for node in graph.node:
-        node.input[:] = [renamed.get(name, name) for name in node.input]
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                _rename_uses(attribute.g, renamed)
 
 
 def _to_opset(model, opset):

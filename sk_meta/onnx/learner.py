@@ -12,7 +12,8 @@ from onnx import compose, helper, numpy_helper
 from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
 
-from sk_meta.learner import Gaussian, Support
+from sk_meta.compression.masking import unmask
+from sk_meta.learner import EmbeddingLearner, Gaussian, Support
 from sk_meta.onnx.blame import blamed_layer
 from sk_meta.onnx.description import FORMAT
 from sk_meta.onnx.graph import to_graph
@@ -119,6 +120,8 @@ def learner_graph(meta, target_opset):
     """
     learner = deepcopy(meta.learner_).cpu().eval()
     learner.way = "vmap"  # as there, no operations that a CPU alone has
+    if type(learner).adapt is EmbeddingLearner.adapt:  # no step moves a weight
+        unmask(learner)
     given = {k: v for k, v in example_inputs(meta)._asdict().items() if v is not None}
     adapting = _Adapting(meta.schema_, tuple(given))
     any_length = {0: torch.export.Dim.DYNAMIC}

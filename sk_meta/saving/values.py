@@ -131,6 +131,12 @@ class Writer:
 
     def _estimator(self, value, where):
         kind, params = type(value), value.get_params(deep=False)
+        if hasattr(value, "onnx_model_"):
+            raise TypeError(
+                f"{where} is a {kind.__name__}, which is an ONNX file already. Write "
+                "it with sk_meta.onnx.to_onnx(model, path), and read it with "
+                "sk_meta.onnx.OnnxMetaLearner(path)."
+            )
         name = known.name_of(kind, known.estimators())
         if name not in known.estimators():
             self.own[name] = kind

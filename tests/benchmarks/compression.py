@@ -13,7 +13,7 @@ Five of the background alphabets are left out for validation. The learning rate 
 further training is chosen there (``--trial`` stops after it). The evaluation alphabets
 are used once, at the end: 600 episodes, 5-way 1-shot, 15 query rows a class, inductive,
 the same ones for all. The size is that of learner.onnx; the time is that of adapting to
-5 rows and predicting 64, in onnxruntime on one thread: the fastest of many runs, the
+5 rows and predicting 64, in onnxruntime on one thread: the median of many runs, the
 learners taking turns.
 
 Writes docs/results/compression.json and docs/results/compression.md.
@@ -160,7 +160,7 @@ def milliseconds(files, rows, n_runs):
             start = perf_counter()
             learner.apply_state(state, rows[5:69], len(classes))
             times[name].append(perf_counter() - start)
-    return {name: 1000 * min(values) for name, values in times.items()}
+    return {name: 1000 * float(np.median(values)) for name, values in times.items()}
 
 
 def measure(found, episodes, options):

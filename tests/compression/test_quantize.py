@@ -37,7 +37,8 @@ from sk_meta.compression.rounding import (
     stored,
 )
 from sk_meta.networks import Conv4
-from sk_meta.onnx import OnnxMetaLearner, quantization
+from sk_meta.onnx import OnnxMetaLearner, quantization, to_onnx
+from sk_meta.saving import save
 from sk_meta.tasks import Task, make_blob_tasks, make_sinusoids
 
 HOWS = ["int8", "int8_dynamic", "fp16", "int4"]
@@ -226,6 +227,20 @@ def test_it_can_be_written_again_bit_for_bit():
         if entry.key == "sk_meta"
     ]
     assert json.loads(text)["method"] == "PrototypicalClassifier"
+
+
+def test_to_onnx_writes_the_file_that_it_is(tmp_path):
+    quantized, path = quantize("prototypes"), tmp_path / "learner.onnx"
+    assert to_onnx(quantized, path).SerializeToString() == quantized.onnx_model_
+    np.testing.assert_array_equal(
+        outputs(OnnxMetaLearner(path), NEW_BLOB), outputs(quantized, NEW_BLOB)
+    )
+    with pytest.raises(ValueError, match="Set its own target_opset and fit again"):
+        to_onnx(quantized, target_opset=18)
+    with pytest.raises(TypeError, match="is an ONNX file already"):
+        save(quantized, tmp_path / "learner.safetensors")
+    with pytest.raises(TypeError, match="is adapted from a file"):
+        to_onnx(quantized.adapt(NEW_BLOB.X_support, NEW_BLOB.y_support))
 
 
 def test_how_is_a_hyperparameter():
