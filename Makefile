@@ -8,12 +8,13 @@ SPHINXOPTS ?=
 # Small networks gain nothing from threads: a process for each of two cores.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: help demo test test-slow lint docs clean
+.PHONY: help demo test test-slow test-browser lint docs clean
 
 help:
 	@echo "make demo       forecast real patients from their first readings (3 minutes)"
 	@echo "make test       format check, lint, tests and doctests (10 minutes)"
 	@echo "make test-slow  the tests that take longer"
+	@echo "make test-browser  the page of examples/browser, in headless Chromium"
 	@echo "make lint       format check and lint only"
 	@echo "make docs       build the documentation, examples included"
 	@echo "make clean      remove the virtual environment and everything built"
@@ -26,6 +27,14 @@ test: lint
 
 test-slow: $(VENV)/.installed-test
 	$(PYTEST) -m slow -n 2
+
+# Needs Chromium and npm.
+test-browser: $(VENV)/.installed-test examples/browser/node_modules/.package-lock.json
+	$(PYTEST) -m browser tests/browser
+
+examples/browser/node_modules/.package-lock.json: examples/browser/package-lock.json
+	npm ci --prefix examples/browser
+	@touch $@
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff format --check .

@@ -57,9 +57,9 @@ def to_onnx(
         or of a target relative to the range of its predictions (of a meta-learner: to
         the targets' standard deviation). None means 1e-5, and 1e-3 where the network
         has convolutions, whose sums torch and onnxruntime add up in another order; of a
-        meta-learner ten times that. Ten times what a change of the last bit of X does to the model is accepted as well.
-        Labels must be the same, unless the two largest probabilities differ by less
-        than twice this.
+        meta-learner ten times that. Ten times what a change of the last bit of X does
+        to the model is accepted as well. Labels must be the same, unless the two
+        largest probabilities differ by less than twice this.
 
     Returns
     -------

@@ -57,6 +57,13 @@ function read() {
   };
 }
 
+/** Another learner than that of the page, by the page's learner.js. */
+async function adapt(url, support, labels, query) {
+  const { Learner } = await import("./learner.js");
+  const rows = (list) => list.map((row) => Float32Array.from(row));
+  return (await Learner.load(url)).probabilities(rows(support), labels, rows(query));
+}
+
 const doing = {
   draw: (strokes) => draw(strokes, byMouse),
   touch: (strokes) => draw(strokes, byTouch),
@@ -67,6 +74,7 @@ const doing = {
     await page.keyboard.type(text);
   },
   screenshot: (path) => page.screenshot({ path }),
+  adapt: async (given) => reads.push(await page.evaluate(adapt, ...given)),
   read: async () => reads.push(await page.evaluate(read)),
 };
 

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
 from pathlib import Path
 from threading import Thread
 from urllib.parse import urlsplit
@@ -13,7 +14,9 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 
-from sk_meta.onnx import OnnxMetaLearner
+from sk_meta import MAMLClassifier, R2D2Classifier, TaskNet
+from sk_meta.onnx import OnnxMetaLearner, to_onnx
+from sk_meta.tasks import make_blob_tasks
 
 pytestmark = pytest.mark.browser
 
@@ -26,6 +29,9 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 class _Files(SimpleHTTPRequestHandler):
     """Serves files, and remembers what it was asked."""
 
+    def translate_path(self, path):
+        return str(self.server.others.get(path) or super().translate_path(path))
+
     def log_message(self, *_):
         self.server.asked.append((self.command, self.path))
 
@@ -35,7 +41,7 @@ def server():
     with ThreadingHTTPServer(
         ("127.0.0.1", 0), partial(_Files, directory=PAGE)
     ) as server:
-        server.asked = []
+        server.asked, server.others = [], {}
         Thread(target=server.serve_forever, daemon=True).start()
         yield server
         server.shutdown()
@@ -47,7 +53,7 @@ def browse(server):
     chromium = next(filter(None, map(shutil.which, BROWSERS)), None)
     assert chromium, "Needs Chromium, as a command of this name."
     assert (PAGE / "node_modules").exists(), "Run npm ci in examples/browser first."
-    # Within a container, root has no sandbox. No name but the loopback's has an address.
+    # Root has no sandbox. Names have no addresses here, but for the loopback.
     flags = ["--no-sandbox"] if os.geteuid() == 0 else []
     flags += ["--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1"]
 
@@ -86,7 +92,7 @@ def _cross():
 
 def _zigzag():
     corners = np.array([[-1, -1], [1, -0.5], [-1, 0], [1, 0.5], [-1, 1]])
-    parts = [np.linspace(a, b, 6) for a, b in zip(corners, corners[1:], strict=False)]
+    parts = [np.linspace(a, b, 6) for a, b in pairwise(corners)]
     return [np.concatenate(parts)]
 
 
@@ -212,3 +218,19 @@ def test_a_sign_without_examples_takes_no_part(browse, learner):
     assert few_shot.classes_.tolist() == ["<b>Ö", "A"]  # in the order of the letters
     expected = few_shot.predict_proba(query)[0]
     np.testing.assert_allclose([found[2], found[0]], expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", [MAMLClassifier, R2D2Classifier])
+def test_other_learners_run_too(browse, server, tmp_path, method):
+    """An inner loop and a system of equations, on rows that are no images."""
+    *old, new = make_blob_tasks(20, n_classes=3, labels="local", random_state=0)
+    path = tmp_path / "other.onnx"
+    to_onnx(method(TaskNet(max_epochs=2), random_state=0).fit(old), path)
+    server.others["/other.onnx"] = path
+    support, query = np.float32(new.X_support), np.float32(new.X_query)
+    names, labels = np.unique(new.y_support, return_inverse=True)
+    rows = [support.tolist(), labels.tolist(), query.tolist()]
+    (found,) = browse([["adapt", ["other.onnx", *rows]]])["reads"]
+    few_shot = OnnxMetaLearner(path).adapt(support, new.y_support)
+    assert few_shot.classes_.tolist() == names.tolist()
+    np.testing.assert_allclose(found, few_shot.predict_proba(query), atol=1e-4)
