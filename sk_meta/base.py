@@ -24,7 +24,13 @@ from sk_meta.tasks.sampling import EpisodeSampler, tables_of
 from sk_meta.tasks.stacking import TaskDataset
 from sk_meta.tasks.support import check_support_size
 from sk_meta.tasks.unlabeled import labeled_rows
-from sk_meta.tasks.validation import Schema, call_task, check_tasks, row_weights
+from sk_meta.tasks.validation import (
+    Schema,
+    call_task,
+    check_tasks,
+    label_array,
+    row_weights,
+)
 from sk_meta.training import Progress, TaskNet
 
 _CHUNK = 32  # tasks that are adapted and predicted at once
@@ -388,7 +394,8 @@ class MetaClassifier(MetaEstimator):
 
     def _few_shot(self, frozen, y):
         known = np.atleast_1d(y)[labeled_rows(y, self.unlabeled)]
-        return FewShotClassifier(frozen, encoded_labels=np.unique(known))
+        labels = np.unique(label_array(known, "y of the support set"))
+        return FewShotClassifier(frozen, encoded_labels=labels)
 
     def _to_values(self, scores, n_classes):
         return probabilities(scores[0][:, :n_classes]), None

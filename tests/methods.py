@@ -10,3 +10,15 @@ _CLASSES = [public for public in _CLASSES if inspect.isclass(public)]
 CLASSIFIERS = [public for public in _CLASSES if issubclass(public, MetaClassifier)]
 REGRESSORS = [public for public in _CLASSES if issubclass(public, MetaRegressor)]
 METHODS = CLASSIFIERS + REGRESSORS
+# One of each kind, for tests that take seconds; the others are marked slow.
+REPRESENTATIVES = {
+    getattr(sk_meta, name)
+    for name in (
+        "BOILClassifier",
+        "DKTRegressor",
+        "HypernetworkClassifier",
+        "IMAMLRegressor",
+        "ProtoMAMLClassifier",
+        "R2D2Classifier",
+    )
+}

@@ -20,7 +20,7 @@ from sk_meta import (
 from sk_meta.base import MetaClassifier
 from sk_meta.onnx import to_onnx
 from sk_meta.tasks import make_blob_tasks, make_sinusoids
-from tests.methods import METHODS
+from tests.methods import METHODS, REPRESENTATIVES
 
 NAMES = [method.__name__ for method in METHODS]
 every_method = pytest.mark.parametrize("method", METHODS, ids=NAMES)
@@ -169,8 +169,19 @@ def test_every_parameter_acts_and_survives_clone(method, name):
     assert not np.array_equal(predictions(first), expected)
 
 
-@every_method
-@pytest.mark.parametrize("labels", ["shared", "local"])
+@pytest.mark.parametrize(
+    "method, labels",
+    [
+        pytest.param(
+            method,
+            labels,
+            marks=[] if method in REPRESENTATIVES else [pytest.mark.slow],
+            id=f"{method.__name__}-{labels}",
+        )
+        for method in METHODS
+        for labels in ("shared", "local")
+    ],
+)
 def test_what_adapt_returns_exports(method, labels):
     if labels == "local" and not issubclass(method, MetaClassifier):
         pytest.skip("a regressor has no labels")

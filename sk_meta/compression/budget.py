@@ -21,7 +21,8 @@ def size_scorer(scoring=None, *, task=None):
         A metric of sklearn, such as "balanced_accuracy", or a scorer; None means
         accuracy or R^2.
     task : Task or pair (X, y), default=None
-        A support set for the measurement, see :func:`sk_meta.size_report`.
+        A support set for the measurement, see :func:`sk_meta.size_report`. Where
+        columns of DataFrames are inputs, None means the first task that is scored.
 
     Returns
     -------
@@ -59,12 +60,13 @@ class _SizeScorer:
         self.task_score, self.task = task_scorer(scoring), task
 
     def __call__(self, model, tasks, y=None):
-        from sk_meta.onnx.report import learner_cost
+        from sk_meta.onnx.report import learner_cost, takes_columns
 
-        score = self.task_score(model, tasks)
-        return {"score": score} | dict(
-            zip(UNITS, learner_cost(model, self.task), strict=True)
-        )
+        score, task = self.task_score(model, tasks), self.task
+        if task is None and takes_columns(model):
+            task = tasks[0]
+        cost = learner_cost(model, task)
+        return {"score": score} | dict(zip(UNITS, cost, strict=True))
 
     def __repr__(self):
         return f"size_scorer({self.task_score.scoring!r})"

@@ -50,7 +50,10 @@ def __getattr__(name):
         register()
     if _HOME[name] == "runtime" and not find_spec("onnxruntime"):
         raise ImportError(f"{name} needs onnxruntime. Run pip install onnxruntime.")
-    return getattr(import_module(f"sk_meta.onnx.{_HOME[name]}"), name)
+    try:
+        return getattr(import_module(f"sk_meta.onnx.{_HOME[name]}"), name)
+    except AttributeError as error:  # which Python would take for a missing name
+        raise ImportError(f"{name} cannot be imported: {error}") from error
 
 
 def __dir__():

@@ -323,7 +323,7 @@ def finished(model, described) -> onnx.ModelProto:
         [p for p in model.metadata_props if not p.key.startswith("sk_meta")],
     )
     model.producer_name = "sk_meta"
-    text = json.dumps(described, sort_keys=True, allow_nan=False)
+    text = json.dumps(described, allow_nan=False)
     model.metadata_props.add(key="sk_meta", value=text)
     data = model.SerializeToString(deterministic=True)
     return onnx.ModelProto.FromString(data + checksum_of(data))

@@ -144,6 +144,7 @@ def learner_cost(model, task=None, *, n_repeats=200):
     -------
     kilobytes, milliseconds : float
     """
+    task = Task(*task) if isinstance(task, tuple) else task
     data, _ = _learner_file(model, task)
     return len(data) / 1000, _adapt_ms(data, task, n_repeats)[0]
 
@@ -154,7 +155,7 @@ def _of_learner(model, task, n_repeats):
     X, y = _support_rows(task)
     adapted = adapt(model, X, y, metadata=task.metadata)
     times = None, None
-    if hasattr(_few_shot_of(adapted), "meta_learner"):
+    if not hasattr(parts_of(model)[1], "onnx_model_"):
         rest = _of_adapted(adapted, task, n_repeats)
         times = rest.predict_ms, rest.predict_64_ms
     rows = np.zeros((len(X), *meta.schema_.shape), dtype=np.float32)
@@ -197,8 +198,8 @@ def _of_file(file, task, n_repeats):
 
 def _learner_file(model, task):
     """Content of the learner's file, and the meta-learner that is in it."""
-    steps, meta = parts_of(model)
-    columns = bool(steps) and hasattr(steps[0][1].transformer_, "feature_names_in_")
+    _, meta = parts_of(model)
+    columns = takes_columns(model)
     if columns and task is None:
         raise ValueError(
             "The pipeline was fitted on DataFrames, whose columns are inputs of its "
@@ -206,6 +207,12 @@ def _learner_file(model, task):
         )
     X = task.X if columns else None
     return _exported(model, X), unwrapped(meta)
+
+
+def takes_columns(model):
+    """Whether a pipeline's file has an input for each column of a DataFrame."""
+    steps, _ = parts_of(model)
+    return bool(steps) and hasattr(steps[0][1].transformer_, "feature_names_in_")
 
 
 def _exported(model, X):

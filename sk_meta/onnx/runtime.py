@@ -17,7 +17,7 @@ from sk_meta.onnx.rows import INPUT_TYPES, inputs_by_column, one_input
 from sk_meta.onnx.session import Session, check_options, content_of
 from sk_meta.tasks.metadata import Description, check_metadata, numeric_metadata
 from sk_meta.tasks.unlabeled import labeled_rows
-from sk_meta.tasks.validation import Schema, target_array
+from sk_meta.tasks.validation import Schema, label_array, target_array
 
 _STEPS = [Interval(Integral, 0, MOST_STEPS, closed="both"), None]
 
@@ -158,13 +158,15 @@ class OnnxMetaLearner:
         ):
             raise ValueError("the outputs of its graph are not those of a learner")
 
-    def adapt(self, X, y, *, metadata=None, n_steps=None):
+    def adapt(self, X, y, *, sample_weight=None, metadata=None, n_steps=None):
         """Learn a new task from its support set.
 
         Parameters
         ----------
         X : array of shape (n_support, ...) or DataFrame
         y : array of shape (n_support,) or (n_support, n_targets)
+        sample_weight : None
+            Not in the file.
         metadata : array or dict of numbers, default=None
             The task's own description, for methods that use it.
         n_steps : int, default=None
@@ -176,10 +178,13 @@ class OnnxMetaLearner:
         OnnxFewShotClassifier or OnnxFewShotRegressor
             Fitted; an ordinary sklearn estimator.
         """
+        if sample_weight is not None:
+            raise ValueError("sample_weight is not in the file. Pass none.")
         if self._classification:
             known = np.atleast_1d(y)[labeled_rows(y, self.unlabeled)]
+            labels = np.unique(label_array(known, "y of the support set"))
             few_shot = OnnxFewShotClassifier(
-                self, n_steps=n_steps, encoded_labels=np.unique(known)
+                self, n_steps=n_steps, encoded_labels=labels
             )
         else:
             few_shot = OnnxFewShotRegressor(self, n_steps=n_steps)

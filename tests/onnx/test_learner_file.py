@@ -15,15 +15,11 @@ from torch import nn
 from sk_meta import (
     ALPaCARegressor,
     ANILRegressor,
-    BOILClassifier,
-    DKTRegressor,
     HypernetworkRegressor,
-    IMAMLRegressor,
     InContextClassifier,
     MAMLClassifier,
     MAMLRegressor,
     MetaSGDClassifier,
-    ProtoMAMLClassifier,
     PrototypicalClassifier,
     R2D2Classifier,
     R2D2Regressor,
@@ -39,23 +35,18 @@ from sk_meta.onnx import OnnxMetaLearner, linear_algebra, to_onnx
 from sk_meta.onnx.graph import to_graph
 from sk_meta.onnx.learner import learner_graph
 from sk_meta.tasks import make_blob_tasks, make_sinusoids
-from tests.methods import METHODS
+from tests.methods import METHODS, REPRESENTATIVES
 from tests.test_every_method import make_net, make_tasks, outputs
 
 pytestmark = pytest.mark.filterwarnings("ignore:No task has an unlabelled row")
-QUICK = {
-    BOILClassifier,
-    DKTRegressor,
-    IMAMLRegressor,
-    ProtoMAMLClassifier,
-    R2D2Classifier,
-}
 CASES = [
     pytest.param(
         method,
         labels,
         id=f"{method.__name__}-{labels}",
-        marks=[] if method in QUICK and labels == "local" else [pytest.mark.slow],
+        marks=[]
+        if method in REPRESENTATIVES and labels == "local"
+        else [pytest.mark.slow],
     )
     for method in METHODS
     for labels in (["shared", "local"] if issubclass(method, MetaClassifier) else [""])
@@ -63,7 +54,7 @@ CASES = [
 CASES += [
     pytest.param(method, "", id=method.__name__)
     for method in METHODS
-    if method in QUICK and not issubclass(method, MetaClassifier)
+    if method in REPRESENTATIVES and not issubclass(method, MetaClassifier)
 ]
 
 
@@ -217,7 +208,7 @@ def test_transformers_are_inside():
 
     def table(n):
         return pd.DataFrame(
-            {"age": rng.normal(50, 9, n), "ward": rng.choice(["a", "b", "c"], n)}
+            {"ward": rng.choice(["a", "b", "c"], n), "age": rng.normal(50, 9, n)}
         )
 
     tasks = [Task(table(12), rng.integers(2, size=12)) for _ in range(8)]
@@ -283,7 +274,9 @@ def with_strange_layer():
     return nn.Sequential(nn.Linear(1, 4), Strange(), nn.Linear(4, 3))
 
 
-@pytest.mark.parametrize("layer", [nn.LSTM, nn.GRU])
+@pytest.mark.parametrize(
+    "layer", [nn.LSTM, pytest.param(nn.GRU, marks=pytest.mark.slow)]
+)
 def test_recurrent_networks(layer):
     net = TaskNet(Recurrent, module__cells=layer, max_epochs=1)
     meta = MAMLRegressor(net, random_state=0).fit(make_sinusoids(6, random_state=0))
@@ -291,6 +284,7 @@ def test_recurrent_networks(layer):
     assert deviation(on_device(meta).adapt(X, y), meta.adapt(X, y), X) < 1e-5
 
 
+@pytest.mark.slow
 def test_attention():
     tasks = make_blob_tasks(9, n_classes=2, random_state=0)
     meta = InContextClassifier(make_net(), width=8, n_heads=2, random_state=0)
@@ -325,7 +319,7 @@ def test_bad_input(maml, tmp_path):
     assert not path.exists()
 
 
-@pytest.mark.parametrize("opset", [18, 22])
+@pytest.mark.parametrize("opset", [18, pytest.param(22, marks=pytest.mark.slow)])
 def test_opsets(maml, opset):
     model = to_onnx(maml, target_opset=opset)
     (used,) = (o.version for o in model.opset_import if o.domain == "")
