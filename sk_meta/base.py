@@ -28,7 +28,7 @@ from sk_meta.tasks.validation import (
     Schema,
     call_task,
     check_tasks,
-    label_array,
+    labels_in,
     row_weights,
 )
 from sk_meta.training import Progress, TaskNet
@@ -393,8 +393,7 @@ class MetaClassifier(MetaEstimator):
         return float(np.mean(scores))
 
     def _few_shot(self, frozen, y):
-        known = np.atleast_1d(y)[labeled_rows(y, self.unlabeled)]
-        labels = np.unique(label_array(known, "y of the support set"))
+        labels = labels_in(y, self.unlabeled, "y of the support set")
         return FewShotClassifier(frozen, encoded_labels=labels)
 
     def _to_values(self, scores, n_classes):

@@ -142,7 +142,8 @@ class _BestWithin:
             found = [key for key in results if key.startswith("mean_test_")]
             raise ValueError(
                 f"The search has no 'mean_test_{name}', only {found}. Pass "
-                "scoring=size_scorer(...) to it."
+                "scoring=size_scorer(...) to it; if you did, it failed, and sklearn's "
+                "warnings say how."
             )
         return np.asarray(results[f"mean_test_{name}"], dtype=float)
 

@@ -43,49 +43,58 @@ def export_learner(model, path, X, target_opset, tolerance):
     steps, meta = parts_of(model)
     check_is_fitted(meta)
     transformers = [(name, _pooled(name, step)) for name, step in steps]
+    inner = unwrapped(meta)
+    X = _example_rows(inner, transformers) if X is None else _in_single_precision(X)
     if hasattr(meta, "onnx_model_"):
-        return _stored(meta, transformers, path, target_opset)
-    meta = unwrapped(meta)
+        given = transformers, path, X, target_opset, tolerance
+        return _stored(model, meta, *given)
     opset = _DEFAULT_OPSET if target_opset is None else target_opset
     low, high = _OPSETS
     if not low <= opset <= high:
         raise ValueError(
             f"target_opset of a meta-learner must be from {low} to {high}, got {opset}."
         )
-    X = _example_rows(meta, transformers) if X is None else _in_single_precision(X)
     with quiet():
-        onnx_model, n_steps = learner_graph(meta, opset)
-        if transformers:
-            onnx_model = with_transformers(onnx_model, transformers, X, opset)
-        columns = _columns(X) if _by_column(onnx_model) else None
-        first = transformers[0][1] if transformers else None
-        described = description(meta, n_steps, first, columns)
-        onnx_model = finished(onnx_model, described)
-        onnx.checker.check_model(onnx_model)
+        onnx_model, n_steps = learner_graph(inner, opset)
+        onnx_model = _completed(onnx_model, inner, n_steps, transformers, X, opset)
         check_learner_file(onnx_model, model, X, tolerance)
     if path is not None:
         onnx.save(onnx_model, path)
     return onnx_model
 
 
-def _stored(meta, transformers, path, target_opset):
-    """The file that a quantised learner holds already."""
-    model = onnx.ModelProto.FromString(meta.onnx_model_)
-    name = type(meta).__name__
-    if target_opset not in (None, model.opset_import[0].version):
+def _stored(model, meta, transformers, path, X, target_opset, tolerance):
+    """The file that a quantised learner holds already, transformers put before it."""
+    onnx_model = onnx.ModelProto.FromString(meta.onnx_model_)
+    (opset,) = (o.version for o in onnx_model.opset_import if o.domain == "")
+    if target_opset not in (None, opset):
         raise ValueError(
-            f"The file of a {name} is made in `fit`, here with the operators of opset "
-            f"{model.opset_import[0].version}. Set its own target_opset and fit again."
+            f"The file of a {type(meta).__name__} is made in `fit`, here with the "
+            f"operators of opset {opset}. Set its own target_opset and fit again."
         )
-    if transformers:
-        raise ValueError(
-            f"The file of a {name} is made in `fit`, without the transformers before "
-            "it. Quantise the pipeline's learner on transformed tasks, transform rows "
-            "on the device, and export the last step."
-        )
+    if not transformers:
+        if path is not None:
+            Path(path).write_bytes(meta.onnx_model_)
+        return onnx_model
+    with quiet():
+        n_steps = meta.runtime_.n_steps
+        onnx_model = _completed(onnx_model, meta, n_steps, transformers, X, opset)
+        check_learner_file(onnx_model, model, X, tolerance)
     if path is not None:
-        Path(path).write_bytes(meta.onnx_model_)
-    return model
+        onnx.save(onnx_model, path)
+    return onnx_model
+
+
+def _completed(onnx_model, meta, n_steps, transformers, X, opset):
+    """With transformers, description and checksum."""
+    if transformers:
+        onnx_model = with_transformers(onnx_model, transformers, X, opset)
+    columns = _columns(X) if _by_column(onnx_model) else None
+    first = transformers[0][1] if transformers else None
+    described = description(unwrapped(meta), n_steps, first, columns)
+    onnx_model = finished(onnx_model, described)
+    onnx.checker.check_model(onnx_model)
+    return onnx_model
 
 
 def _pooled(name, step):

@@ -17,7 +17,7 @@ from sk_meta.onnx.rows import INPUT_TYPES, inputs_by_column, one_input
 from sk_meta.onnx.session import Session, check_options, content_of
 from sk_meta.tasks.metadata import Description, check_metadata, numeric_metadata
 from sk_meta.tasks.unlabeled import labeled_rows
-from sk_meta.tasks.validation import Schema, label_array, target_array
+from sk_meta.tasks.validation import Schema, labels_in, target_array
 
 _STEPS = [Interval(Integral, 0, MOST_STEPS, closed="both"), None]
 
@@ -181,8 +181,7 @@ class OnnxMetaLearner:
         if sample_weight is not None:
             raise ValueError("sample_weight is not in the file. Pass none.")
         if self._classification:
-            known = np.atleast_1d(y)[labeled_rows(y, self.unlabeled)]
-            labels = np.unique(label_array(known, "y of the support set"))
+            labels = labels_in(y, self.unlabeled, "y of the support set")
             few_shot = OnnxFewShotClassifier(
                 self, n_steps=n_steps, encoded_labels=labels
             )

@@ -9,7 +9,7 @@ import numpy as np
 from sk_meta.tasks.disk import table_of
 from sk_meta.tasks.sampling import EpisodeSampler
 from sk_meta.tasks.task import Task
-from sk_meta.tasks.unlabeled import check_classes, mark_unlabeled
+from sk_meta.tasks.unlabeled import check_classes, labeled_rows, mark_unlabeled
 
 
 def check_tasks(tasks, unlabeled=None):
@@ -142,6 +142,22 @@ def label_array(y, what: str) -> np.ndarray:
             )
         y = np.asarray(y.tolist())
     return y
+
+
+def labels_in(y, unlabeled, what: str):
+    """The labels that y holds, sorted; None where there is no y.
+
+    Parameters
+    ----------
+    y : array of shape (n_rows,)
+    unlabeled : int or str, or None
+        The value of unlabelled rows.
+    what : str
+        How messages call y.
+    """
+    if np.ndim(y) == 0:
+        return None
+    return np.unique(label_array(np.asarray(y)[labeled_rows(y, unlabeled)], what))
 
 
 def target_array(y, what: str) -> np.ndarray:

@@ -15,6 +15,8 @@ from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import Ridge
 from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from skorch.callbacks import LRScheduler
 from torch import nn
 
@@ -25,6 +27,8 @@ from sk_meta import (
     QuantizedLearner,
     R2D2Classifier,
     TaskNet,
+    TaskTransformer,
+    adapt,
     evaluate,
     task_scorer,
 )
@@ -241,6 +245,20 @@ def test_to_onnx_writes_the_file_that_it_is(tmp_path):
         save(quantized, tmp_path / "learner.safetensors")
     with pytest.raises(TypeError, match="is adapted from a file"):
         to_onnx(quantized.adapt(NEW_BLOB.X_support, NEW_BLOB.y_support))
+
+
+def test_pipelines_have_a_file_too():
+    tasks, _ = tasks_of("prototypes")
+    pipe = make_pipeline(
+        TaskTransformer(StandardScaler()),
+        QuantizedLearner(fitted("prototypes"), "fp16"),
+    ).fit(tasks)
+    device = OnnxMetaLearner(to_onnx(pipe).SerializeToString())
+    few_shot = adapt(pipe, NEW_BLOB.X_support, NEW_BLOB.y_support)
+    found = outputs(device, NEW_BLOB)
+    np.testing.assert_allclose(
+        found, few_shot.predict_proba(NEW_BLOB.X_query), atol=1e-5
+    )
 
 
 def test_how_is_a_hyperparameter():
