@@ -155,7 +155,7 @@ METHODS = {
             n_adapt_steps=10,
             inner_batch_size=10,
         ),
-        1200,
+        5000,
         False,
     ),
     "imaml": Method(
