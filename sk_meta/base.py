@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_map
 from sk_meta.engine.each_task import can_pad, each_task
 from sk_meta.few_shot import FewShotClassifier, FewShotRegressor, probabilities
 from sk_meta.learner import Gaussian, Support
-from sk_meta.predictions import TaskPrediction, r_squared, scored_rows
+from sk_meta.predictions import TaskPrediction, object_array, r_squared, scored_rows
 from sk_meta.tasks.metadata import numeric_metadata
 from sk_meta.tasks.sampling import EpisodeSampler, tables_of
 from sk_meta.tasks.stacking import TaskDataset
@@ -353,7 +353,7 @@ class MetaClassifier(MetaEstimator):
         object array of shape (n_tasks,)
             Each entry of shape (n_query, n_classes).
         """
-        return _object_array([p.values for p in self.predict_tasks(tasks)])
+        return object_array([p.values for p in self.predict_tasks(tasks)])
 
     def predict(self, tasks):
         """Labels of the query rows of each task.
@@ -367,7 +367,7 @@ class MetaClassifier(MetaEstimator):
         object array of shape (n_tasks,)
             Each entry of shape (n_query,).
         """
-        return _object_array(
+        return object_array(
             [p.classes[p.values.argmax(1)] for p in self.predict_tasks(tasks)]
         )
 
@@ -393,7 +393,7 @@ class MetaClassifier(MetaEstimator):
         return float(np.mean(scores))
 
     def _few_shot(self, frozen, y):
-        labels = labels_in(y, self.unlabeled, "y of the support set")
+        labels = labels_in(y, self.unlabeled)
         return FewShotClassifier(frozen, encoded_labels=labels)
 
     def _to_values(self, scores, n_classes):
@@ -421,7 +421,7 @@ class MetaRegressor(MetaEstimator):
             second such array.
         """
         found = self.predict_tasks(tasks)
-        means = _object_array([p.values for p in found])
+        means = object_array([p.values for p in found])
         if not return_std:
             return means
         if found[0].std is None:
@@ -429,7 +429,7 @@ class MetaRegressor(MetaEstimator):
                 f"{type(self).__name__} gives no standard deviation. Use a method that "
                 "does, such as ALPaCARegressor."
             )
-        return means, _object_array([p.std for p in found])
+        return means, object_array([p.std for p in found])
 
     def score(self, tasks, y=None):
         """Mean over tasks of R^2 on labelled query rows.
@@ -495,10 +495,3 @@ def _tensor(values, device, dtype=None):
 def _as_arrays(scores):
     parts = scores if isinstance(scores, Gaussian) else (scores,)
     return tuple(part.cpu().numpy().astype(np.float64) for part in parts)
-
-
-def _object_array(entries):
-    array = np.empty(len(entries), dtype=object)
-    for position, entry in enumerate(entries):
-        array[position] = entry
-    return array

@@ -31,6 +31,14 @@ class TaskPrediction(NamedTuple):
     std: np.ndarray | None
 
 
+def object_array(entries):
+    """Arrays of any shapes as the entries of one, of shape (n_tasks,)."""
+    array = np.empty(len(entries), dtype=object)
+    for position, entry in enumerate(entries):
+        array[position] = entry
+    return array
+
+
 def scored_rows(found: TaskPrediction):
     """True y of the labelled query rows, their mask, and their weights or None.
 

@@ -2,8 +2,10 @@
 
 from copy import copy, deepcopy
 
+import numpy as np
 from sklearn.base import BaseEstimator, clone
 from sklearn.frozen import FrozenEstimator
+from sklearn.utils import check_random_state
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
@@ -50,6 +52,35 @@ def fitted_learner(meta_learner, tasks, seed=None):
     if getattr(meta, "random_state", seed) is None:
         meta.set_params(random_state=seed)
     return meta.fit(tasks)
+
+
+def start_from(meta_learner, tasks, random_state):
+    """A meta-learner to compress, as `fitted_learner`, and to train on.
+
+    Parameters
+    ----------
+    meta_learner : meta-learner, or FrozenEstimator of a fitted one
+    tasks : list of Task, list of (X, y), or EpisodeSampler
+    random_state : int, RandomState instance or None
+        For its training and the draws of further training; None leaves its own.
+
+    Returns
+    -------
+    meta-learner
+    """
+    if random_state is None:
+        return unwrapped(fitted_learner(meta_learner, tasks))
+    seeds = check_random_state(random_state).randint(2**31 - 1, size=2).tolist()
+    meta = unwrapped(fitted_learner(meta_learner, tasks, seeds[0]))
+    meta.net_.rng_ = np.random.default_rng(seeds[1])
+    return meta
+
+
+def renew_optimizer(net):
+    """Give a TaskNet a new optimizer, for its parameters as they are now."""
+    net._initialize_optimizer(reason="The network was compressed: a new optimizer.")
+    for group in net.optimizer_.param_groups:  # where a schedule goes on from
+        group["initial_lr"] = group["lr"]
 
 
 def _classifies(self):

@@ -3,17 +3,15 @@
 from numbers import Integral, Real
 from typing import ClassVar
 
-import numpy as np
 from sklearn.base import clone
-from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from sk_meta.base import MetaEstimator
 from sk_meta.compression.base import (
     CompressedLearner,
     check_learner,
-    fitted_learner,
-    unwrapped,
+    renew_optimizer,
+    start_from,
 )
 from sk_meta.compression.masking import mask_smallest
 from sk_meta.compression.slimming import hidden_layers, slim
@@ -155,16 +153,10 @@ class PrunedLearner(CompressedLearner):
         frozen = check_learner(self.meta_learner)
         if not frozen and isinstance(self.meta_learner, MetaEstimator):
             self._run_rounds(_untrained(self.meta_learner, tasks).net_)
-        seeds = None, None
-        if self.random_state is not None:
-            seeds = check_random_state(self.random_state).randint(2**31 - 1, size=2)
-            seeds = seeds.tolist()
-        meta = unwrapped(fitted_learner(self.meta_learner, tasks, seeds[0]))
+        meta = start_from(self.meta_learner, tasks, self.random_state)
         dataset = meta._later_dataset(check_tasks(tasks, meta.unlabeled))
         dataset.check_draws()
         n_before = _n_parameters(meta.learner_.module)
-        if seeds[1] is not None:
-            meta.net_.rng_ = np.random.default_rng(seeds[1])
         self._run_rounds(meta.net_, dataset)
         meta._take(meta.net_, meta.schema_)
         self.meta_learner_ = meta
@@ -221,9 +213,7 @@ def _renew(net):
     """What depends on the network's parameters, after these have changed."""
     net.module_.checked = False
     net._choose_way(net.module_)
-    net._initialize_optimizer(reason="The network is pruned: a new optimizer.")
-    for group in net.optimizer_.param_groups:  # where a schedule goes on from
-        group["initial_lr"] = group["lr"]
+    renew_optimizer(net)
     compiled = CompiledSteps(verbose=net.verbose) if net.compile else None
     net.meta_step_ = MetaStep(net.max_memory, compiled)
 

@@ -7,7 +7,6 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
@@ -16,8 +15,8 @@ from sk_meta.compression.base import (
     CompressedLearner,
     _classifies,
     check_learner,
-    fitted_learner,
-    unwrapped,
+    renew_optimizer,
+    start_from,
 )
 from sk_meta.compression.rounding import (
     Rounding,
@@ -174,14 +173,8 @@ class QuantizedLearner(CompressedLearner):
         self._validate_params()
         check_learner(self.meta_learner)
         self._opset()
-        seeds = None, None
-        if self.random_state is not None:
-            seeds = check_random_state(self.random_state).randint(2**31 - 1, size=2)
-            seeds = seeds.tolist()
-        meta = unwrapped(fitted_learner(self.meta_learner, tasks, seeds[0]))
+        meta = start_from(self.meta_learner, tasks, self.random_state)
         tasks = check_tasks(tasks, meta.unlabeled)
-        if seeds[1] is not None:
-            meta.net_.rng_ = np.random.default_rng(seeds[1])
         if self.aware_epochs:
             self._train_on(meta, tasks)
         self._write(meta, tasks)
@@ -225,9 +218,7 @@ class QuantizedLearner(CompressedLearner):
         before = net.lr, net.max_epochs
         net.lr = net.lr if self.lr is None else self.lr
         net.max_epochs = self.aware_epochs
-        net._initialize_optimizer(reason="Training with rounded weights: from anew.")
-        for group in net.optimizer_.param_groups:
-            group["initial_lr"] = group["lr"]  # schedules of learning rates ask for it
+        renew_optimizer(net)
         with ExitStack() as stack:
             if self.how == "int8" and isinstance(learner, EmbeddingLearner):
                 rows = _rows(dataset, _spread(len(tasks), self.n_calibration))

@@ -181,7 +181,7 @@ class OnnxMetaLearner:
         if sample_weight is not None:
             raise ValueError("sample_weight is not in the file. Pass none.")
         if self._classification:
-            labels = labels_in(y, self.unlabeled, "y of the support set")
+            labels = labels_in(y, self.unlabeled)
             few_shot = OnnxFewShotClassifier(
                 self, n_steps=n_steps, encoded_labels=labels
             )

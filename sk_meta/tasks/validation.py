@@ -144,20 +144,19 @@ def label_array(y, what: str) -> np.ndarray:
     return y
 
 
-def labels_in(y, unlabeled, what: str):
-    """The labels that y holds, sorted; None where there is no y.
+def labels_in(y, unlabeled):
+    """The labels in y of a support set, sorted; None where there is no y.
 
     Parameters
     ----------
     y : array of shape (n_rows,)
     unlabeled : int or str, or None
         The value of unlabelled rows.
-    what : str
-        How messages call y.
     """
     if np.ndim(y) == 0:
         return None
-    return np.unique(label_array(np.asarray(y)[labeled_rows(y, unlabeled)], what))
+    known = np.asarray(y)[labeled_rows(y, unlabeled)]
+    return np.unique(label_array(known, "y of the support set"))
 
 
 def target_array(y, what: str) -> np.ndarray:
