@@ -18,7 +18,14 @@ import torch
 from pages import keep_row, table, write_page
 
 import sk_meta
-from sk_meta import EpisodeSampler, MAMLClassifier, PrototypicalClassifier, TaskNet
+from sk_meta import (
+    EpisodeSampler,
+    MAMLClassifier,
+    MetaSGDClassifier,
+    MetaSGDRegressor,
+    PrototypicalClassifier,
+    TaskNet,
+)
 from sk_meta.base import MetaClassifier, MetaRegressor
 from sk_meta.datasets import load_omniglot
 from sk_meta.networks import MLP, Conv4
@@ -47,7 +54,9 @@ def trained(method):
     for name in ("n_inner_steps", "n_adapt_steps"):
         if name in inspect.signature(method).parameters:
             options[name] = 5
-    net = TaskNet(MLP, module__hidden=(64, 64), max_epochs=20)
+    # The rates that Meta-SGD learns would grow until 5 steps diverge.
+    lr = 3e-4 if method in (MetaSGDClassifier, MetaSGDRegressor) else 3e-3
+    net = TaskNet(MLP, module__hidden=(64, 64), max_epochs=20, lr=lr)
     if issubclass(method, MetaClassifier):
         tasks = make_blob_tasks(60, n_classes=5, labels="local", random_state=0)
     else:
