@@ -28,7 +28,7 @@ from sk_meta import (
 )
 from sk_meta.networks import Conv4
 from sk_meta.tasks import EpisodeSampler, Task, make_blob_tasks
-from tests.methods import CLASSIFIERS, METHODS
+from tests.methods import CLASSIFIERS, METHODS, REPRESENTATIVES
 
 _aten = torch.ops.aten
 
@@ -136,10 +136,25 @@ CASES = {
     },
 }
 
+QUICK = {method.__name__ for method in REPRESENTATIVES} | {
+    "MAML, layers",
+    "MAML, vmap",
+    "MAML, loop",
+    "MAML, targets, layers",
+    "Prototypes, validation",
+    "Conv4, prototypes",
+}
+
 
 @pytest.mark.filterwarnings("ignore:These episodes are drawn from the table")
 @pytest.mark.filterwarnings("ignore:No task has an unlabelled row")
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow])
+        for name in CASES
+    ],
+)
 def test_everything_happens_on_the_device(name, make_ragged_tasks):
     estimator, options, tasks = CASES[name]
     if isinstance(tasks, str):

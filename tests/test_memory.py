@@ -48,6 +48,15 @@ FITS = {
     "ALPaCA": (ALPaCARegressor, {}, {}),
 }
 
+QUICK = {"MAML, layers", "MAML, vmap", "Prototypes", "ALPaCA"}
+every_fit = pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow])
+        for name in FITS
+    ],
+)
+
 
 @pytest.fixture(autouse=True)
 def no_compiler(monkeypatch):
@@ -103,7 +112,7 @@ def make_tasks(name):
     return make_blob_tasks(9, n_classes=3, random_state=0)
 
 
-@pytest.mark.parametrize("name", FITS)
+@every_fit
 def test_flat_over_epochs(name):
     counter = Live()
     meta = make_meta(name, 22, [("live", counter)]).fit(make_tasks(name))
@@ -111,7 +120,7 @@ def test_flat_over_epochs(name):
     assert len(found) == 4 and len(set(found)) == 1, found
 
 
-@pytest.mark.parametrize("name", FITS)
+@every_fit
 def test_later_epochs_hold_no_more_than_the_first(name):
     """Counted where tensors are made, so that those of a graph count too."""
     tasks = make_tasks(name)
@@ -119,7 +128,7 @@ def test_later_epochs_hold_no_more_than_the_first(name):
     assert few == many
 
 
-@pytest.mark.parametrize("name", FITS)
+@every_fit
 def test_flat_over_calls(name):
     tasks = make_tasks(name)
     meta = make_meta(name, 1).fit(tasks)
@@ -159,7 +168,7 @@ def test_a_leak_would_be_found():
     assert peak_bytes(calls, 20) > peak_bytes(calls, 3)
 
 
-@pytest.mark.parametrize("name", FITS)
+@every_fit
 def test_evaluation_builds_no_graph(name):
     """Neither what is adapted nor the loss of validation asks for a gradient."""
     tasks = make_tasks(name)
