@@ -199,6 +199,18 @@ class CompressedLearner(BaseEstimator):
         return tags
 
 
+def file_within(meta):
+    """The compressed learner that is a file already, such as a quantised one; or None.
+
+    It may be inside another, which chose it.
+    """
+    while isinstance(meta, CompressedLearner):
+        if hasattr(meta, "onnx_model_"):
+            return meta
+        meta = meta._fitted()
+    return None
+
+
 def unwrapped(meta):
     """The meta-learner inside compressed ones; others as they are."""
     while isinstance(meta, CompressedLearner):

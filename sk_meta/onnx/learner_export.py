@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 from sklearn.utils.validation import check_is_fitted
 
-from sk_meta.compression.base import unwrapped
+from sk_meta.compression.base import file_within, unwrapped
 from sk_meta.onnx.checking import (
     compare_adapted,
     default_tolerance,
@@ -45,9 +45,9 @@ def export_learner(model, path, X, target_opset, tolerance):
     transformers = [(name, _pooled(name, step)) for name, step in steps]
     inner = unwrapped(meta)
     X = _example_rows(inner, transformers) if X is None else _in_single_precision(X)
-    if hasattr(meta, "onnx_model_"):
+    if stored := file_within(meta):
         given = transformers, path, X, target_opset, tolerance
-        return _stored(model, meta, *given)
+        return _stored(model, stored, *given)
     opset = _DEFAULT_OPSET if target_opset is None else target_opset
     low, high = _OPSETS
     if not low <= opset <= high:

@@ -9,7 +9,7 @@ from time import perf_counter
 import numpy as np
 from sklearn.pipeline import Pipeline
 
-from sk_meta.compression.base import unwrapped
+from sk_meta.compression.base import file_within, unwrapped
 from sk_meta.onnx.export import _few_shot_of, _is_meta_learner, example_rows
 from sk_meta.pipeline import adapt, parts_of
 from sk_meta.tasks.task import Task, take_rows
@@ -155,7 +155,7 @@ def _of_learner(model, task, n_repeats):
     X, y = _support_rows(task)
     adapted = adapt(model, X, y, metadata=task.metadata)
     times = None, None
-    if not hasattr(parts_of(model)[1], "onnx_model_"):
+    if file_within(parts_of(model)[1]) is None:
         rest = _of_adapted(adapted, task, n_repeats)
         times = rest.predict_ms, rest.predict_64_ms
     rows = np.zeros((len(X), *meta.schema_.shape), dtype=np.float32)

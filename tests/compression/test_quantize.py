@@ -26,6 +26,7 @@ from sk_meta import (
     PrototypicalClassifier,
     QuantizedLearner,
     R2D2Classifier,
+    SelectBest,
     TaskNet,
     TaskTransformer,
     adapt,
@@ -245,6 +246,14 @@ def test_to_onnx_writes_the_file_that_it_is(tmp_path):
         save(quantized, tmp_path / "learner.safetensors")
     with pytest.raises(TypeError, match="is adapted from a file"):
         to_onnx(quantized.adapt(NEW_BLOB.X_support, NEW_BLOB.y_support))
+
+
+def test_a_choice_that_is_quantised_is_written_so():
+    tasks, _ = tasks_of("prototypes")
+    learners = [("fp16", QuantizedLearner(fitted("prototypes"), "fp16"))]
+    best = SelectBest(learners, cv=2).fit(tasks)
+    written = to_onnx(best).SerializeToString()
+    assert written == best.meta_learner_.onnx_model_
 
 
 def test_pipelines_have_a_file_too():
