@@ -1,14 +1,12 @@
 """MetaClassifier and MetaRegressor: the sklearn side. To them, a sample is a task."""
 
-import warnings
-from copy import copy, deepcopy
+from copy import deepcopy
 from numbers import Integral
 from typing import ClassVar
 
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator, clone
-from sklearn.frozen import FrozenEstimator
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval
 from sklearn.utils.validation import check_is_fitted
@@ -16,9 +14,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_map
 
 from sk_meta.engine.each_task import can_pad, each_task
-from sk_meta.few_shot import FewShotClassifier, FewShotRegressor, probabilities
+from sk_meta.few_shot import probabilities
 from sk_meta.learner import Gaussian, Support
-from sk_meta.predictions import TaskPrediction, object_array, r_squared, scored_rows
+from sk_meta.over_tasks import ClassifiesTasks, RegressesTasks
+from sk_meta.predictions import TaskPrediction
 from sk_meta.tasks.metadata import numeric_metadata
 from sk_meta.tasks.sampling import EpisodeSampler, tables_of
 from sk_meta.tasks.stacking import TaskDataset
@@ -28,7 +27,6 @@ from sk_meta.tasks.validation import (
     Schema,
     call_task,
     check_tasks,
-    labels_in,
     row_weights,
 )
 from sk_meta.training import Progress, TaskNet
@@ -42,9 +40,7 @@ class MetaEstimator(BaseEstimator):
     A method adds its parameters, and says how its Learner is made.
     """
 
-    _classification: ClassVar[bool]
     _uses_unlabeled: ClassVar[bool] = False  # in support sets
-    unlabeled: ClassVar = None  # y of such rows: a parameter of learners that use them
     _parameter_constraints: ClassVar[dict] = {
         "net": "no_validation",  # by _make_net and check_support_size
         "support_size": "no_validation",
@@ -140,27 +136,6 @@ class MetaEstimator(BaseEstimator):
                 f"{type(self).__name__} first."
             )
         return super().set_params(**params)
-
-    def adapt(self, X, y, *, sample_weight=None, metadata=None):
-        """Learn a new task from its support set.
-
-        Parameters
-        ----------
-        X : array of shape (n_support, ...) or DataFrame
-        y : array of shape (n_support,) or (n_support, n_targets)
-        sample_weight : array of shape (n_support,), default=None
-        metadata : array or dict of numbers, default=None
-            The task's own description, for methods that use it.
-
-        Returns
-        -------
-        FewShotClassifier or FewShotRegressor
-            Fitted; an ordinary sklearn estimator. The meta-learner is left as it is.
-        """
-        check_is_fitted(self)
-        # A shallow copy: training this learner on leaves what was adapted as it is.
-        few_shot = self._few_shot(FrozenEstimator(copy(self)), y)
-        return few_shot.fit(X, y, sample_weight=sample_weight, metadata=metadata)
 
     def predict_tasks(self, tasks):
         """Predictions for the query rows of tasks, with the rows they are for.
@@ -267,16 +242,6 @@ class MetaEstimator(BaseEstimator):
                 each_task(of_one, (X, y, weight, metadata, group.query.X), learner)
             )
 
-    def _warn_of_leak(self, tasks):
-        """Episodes of the table that was trained on share their classes with it."""
-        if tables_of(tasks) & getattr(self, "_tables_of_fit", set()):
-            warnings.warn(
-                "These episodes are drawn from the table that the meta-learner was "
-                "trained on, so their classes are not new to it, and the score says "
-                "nothing about new ones. Cut the classes first, with split_classes.",
-                stacklevel=3,
-            )
-
     def _check_parameters(self):
         self._validate_params()
         check_support_size(self.support_size)
@@ -329,138 +294,16 @@ class MetaEstimator(BaseEstimator):
         if schema.classes is not None:
             self.classes_ = schema.classes
 
-    def __sklearn_tags__(self):
-        tags = super().__sklearn_tags__()
-        tags.input_tags.two_d_array = False
-        tags.target_tags.required = False
-        return tags
 
-
-class MetaClassifier(MetaEstimator):
+class MetaClassifier(ClassifiesTasks, MetaEstimator):
     """A meta-learner whose tasks are classification tasks."""
-
-    _classification = True
-
-    def predict_proba(self, tasks):
-        """Class probabilities of the query rows of each task.
-
-        Parameters
-        ----------
-        tasks : list of Task, list of (X, y), or EpisodeSampler
-
-        Returns
-        -------
-        object array of shape (n_tasks,)
-            Each entry of shape (n_query, n_classes).
-        """
-        return object_array([p.values for p in self.predict_tasks(tasks)])
-
-    def predict(self, tasks):
-        """Labels of the query rows of each task.
-
-        Parameters
-        ----------
-        tasks : list of Task, list of (X, y), or EpisodeSampler
-
-        Returns
-        -------
-        object array of shape (n_tasks,)
-            Each entry of shape (n_query,).
-        """
-        return object_array(
-            [p.classes[p.values.argmax(1)] for p in self.predict_tasks(tasks)]
-        )
-
-    def score(self, tasks, y=None):
-        """Mean over tasks of the accuracy on labelled query rows.
-
-        Parameters
-        ----------
-        tasks : list of Task, list of (X, y), or EpisodeSampler
-        y : None
-            Ignored.
-
-        Returns
-        -------
-        float
-        """
-        predictions, scores = self.predict_tasks(tasks), []
-        self._warn_of_leak(tasks)
-        for found in predictions:
-            y_true, rows, weight = scored_rows(found)
-            y_pred = found.classes[found.values.argmax(1)][rows]
-            scores.append(np.average(y_true == y_pred, weights=weight))
-        return float(np.mean(scores))
-
-    def _few_shot(self, frozen, y):
-        labels = labels_in(y, self.unlabeled)
-        return FewShotClassifier(frozen, encoded_labels=labels)
 
     def _to_values(self, scores, n_classes):
         return probabilities(scores[0][:, :n_classes]), None
 
 
-class MetaRegressor(MetaEstimator):
+class MetaRegressor(RegressesTasks, MetaEstimator):
     """A meta-learner whose tasks are regression tasks."""
-
-    _classification = False
-
-    def predict(self, tasks, return_std=False):
-        """Targets of the query rows of each task.
-
-        Parameters
-        ----------
-        tasks : list of Task, list of (X, y), or EpisodeSampler
-        return_std : bool, default=False
-            Also return the predictive standard deviation, where the method has one.
-
-        Returns
-        -------
-        object array of shape (n_tasks,)
-            Each entry of the shape of the task's query targets. With `return_std`, a
-            second such array.
-        """
-        found = self.predict_tasks(tasks)
-        means = object_array([p.values for p in found])
-        if not return_std:
-            return means
-        if found[0].std is None:
-            raise ValueError(
-                f"{type(self).__name__} gives no standard deviation. Use a method that "
-                "does, such as ALPaCARegressor."
-            )
-        return means, object_array([p.std for p in found])
-
-    def score(self, tasks, y=None):
-        """Mean over tasks of R^2 on labelled query rows.
-
-        Parameters
-        ----------
-        tasks : list of Task, list of (X, y), or EpisodeSampler
-            A task with fewer than two labelled query rows has no R^2 and is left out.
-        y : None
-            Ignored.
-
-        Returns
-        -------
-        float
-        """
-        predictions, scores = self.predict_tasks(tasks), []
-        self._warn_of_leak(tasks)
-        for found in predictions:
-            y_true, rows, weight = scored_rows(found)
-            if len(y_true) > 1:
-                values = found.values[rows]
-                scores.append(r_squared(y_true, values, weight))
-        if not scores:
-            raise ValueError(
-                "No task has two labelled query rows, which R^2 needs. Use another "
-                "metric, with task_scorer('neg_mean_squared_error')."
-            )
-        return float(np.mean(scores))
-
-    def _few_shot(self, frozen, y):
-        return FewShotRegressor(frozen)
 
     def _to_values(self, scores, n_classes):
         schema = self.schema_

@@ -50,7 +50,7 @@ class _FewShotEstimator(BaseEstimator):
                 "for classes, the other for targets. The learner's own adapt(X, y) "
                 "returns the right kind."
             )
-        if not hasattr(meta, "net_"):
+        if not hasattr(meta, "schema_"):
             raise NotFittedError(
                 f"The {type(meta).__name__} is not fitted. Fit it, and pass "
                 "meta_learner=FrozenEstimator(meta), since cloning unfits it otherwise."

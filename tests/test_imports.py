@@ -12,7 +12,8 @@ LAYERS = [
     {"tasks", "datasets", "networks", "learner", "engine"}
     | {"attention", "heads", "updates"},
     {"checkpoint", "training", "distributed"},
-    {"base", "few_shot", "pipeline", "predictions", "metrics"},
+    {"base", "few_shot", "over_tasks", "pipeline", "predictions", "metrics"}
+    | {"wrapped"},
     {"gradient_based", "metric_based", "closed_form", "model_based", "transfer"},
     {"ensemble", "compression", "selection", "onnx", "inspection", "checks"}
     | {"lockstep", "saving", "search"},

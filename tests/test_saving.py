@@ -42,10 +42,10 @@ from sk_meta import (
     save,
 )
 from sk_meta.base import MetaClassifier
-from sk_meta.compression.base import CompressedLearner, fitted_learner
 from sk_meta.networks import Conv4
 from sk_meta.saving import _checksum, _header
 from sk_meta.tasks import make_blob_tasks, make_sinusoids
+from sk_meta.wrapped import WrappedLearner, fitted_learner
 from tests.methods import METHODS
 
 
@@ -239,7 +239,7 @@ def test_pruned(how, again):
             assert (value[before[name] == 0] == 0).all()
 
 
-class Plain(CompressedLearner):
+class Plain(WrappedLearner):
     """A compressed learner of the user's own."""
 
     def __init__(self, meta_learner):

@@ -9,14 +9,14 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from sk_meta.base import MetaEstimator
-from sk_meta.compression.base import CompressedLearner, fitted_learner, unwrapped
 from sk_meta.compression.teaching import Teacher, with_teachers, without_teachers
 from sk_meta.tasks.sampling import EpisodeSampler
 from sk_meta.tasks.validation import check_tasks
 from sk_meta.training import TaskNet
+from sk_meta.wrapped import WrappedLearner, fitted_learner, unwrapped
 
 
-class DistilledLearner(CompressedLearner):
+class DistilledLearner(WrappedLearner):
     """A small meta-learner trained to match what a big one predicts once adapted.
 
     Both adapt to the support set of a training task; then the student is taught the
@@ -165,7 +165,7 @@ class DistilledLearner(CompressedLearner):
         if not self._teachers():
             raise ValueError("teacher is an empty list. Pass at least one.")
         for teacher in map(_thawed, self._teachers()):
-            if not isinstance(teacher, MetaEstimator | CompressedLearner):
+            if not isinstance(teacher, MetaEstimator | WrappedLearner):
                 raise TypeError(
                     "teacher must be a meta-learner, FrozenEstimator of a fitted one, "
                     f"or a list of these; got {type(teacher).__name__}. In a Pipeline, "

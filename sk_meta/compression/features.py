@@ -9,10 +9,10 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, RealNotInt
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from sk_meta.compression.base import check_learner, fitted_learner
 from sk_meta.metrics import task_scorer
 from sk_meta.pipeline import SupportScaledTask, TaskTransformer
 from sk_meta.tasks.validation import call_task, check_tasks
+from sk_meta.wrapped import check_learner, fitted_learner
 
 
 class TaskFeatureSelector(TaskTransformer, auto_wrap_output_keys=None):

@@ -7,20 +7,20 @@ from sklearn.base import clone
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from sk_meta.base import MetaEstimator
-from sk_meta.compression.base import (
-    CompressedLearner,
-    check_learner,
-    renew_optimizer,
-    start_from,
-)
 from sk_meta.compression.masking import mask_smallest
 from sk_meta.compression.slimming import hidden_layers, slim
 from sk_meta.engine.compiled import CompiledSteps
 from sk_meta.engine.meta_step import MetaStep
 from sk_meta.tasks.validation import check_tasks
+from sk_meta.wrapped import (
+    WrappedLearner,
+    check_learner,
+    renew_optimizer,
+    start_from,
+)
 
 
-class PrunedLearner(CompressedLearner):
+class PrunedLearner(WrappedLearner):
     """A meta-learner whose network loses weights, or neurons and channels.
 
     The network is pruned little by little; after each round it is meta-trained on, with

@@ -11,13 +11,6 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
-from sk_meta.compression.base import (
-    CompressedLearner,
-    _classifies,
-    check_learner,
-    renew_optimizer,
-    start_from,
-)
 from sk_meta.compression.rounding import (
     Rounding,
     input_ranges,
@@ -27,13 +20,20 @@ from sk_meta.compression.rounding import (
 from sk_meta.learner import EmbeddingLearner
 from sk_meta.predictions import TaskPrediction
 from sk_meta.tasks.validation import check_tasks
+from sk_meta.wrapped import (
+    WrappedLearner,
+    _classifies,
+    check_learner,
+    renew_optimizer,
+    start_from,
+)
 
 # Of weights. Seven, kept in eight: processors without instructions for it add up two
 # products of 8 bits in 16, which overflow, without a word.
 _BITS = {"int8": 7, "int8_dynamic": 7, "fp16": 16, "int4": 4}
 
 
-class QuantizedLearner(CompressedLearner):
+class QuantizedLearner(WrappedLearner):
     """A meta-learner whose network is kept in few bits, and computed so where it pays.
 
     `fit` writes the whole learner as an ONNX file, `onnx_model_`, with the weights of

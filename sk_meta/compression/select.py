@@ -14,14 +14,14 @@ from sklearn.utils._param_validation import Interval
 from sklearn.utils.metaestimators import _BaseComposition
 
 from sk_meta.base import MetaEstimator
-from sk_meta.compression.base import CompressedLearner
 from sk_meta.compression.budget import UNITS, best_index, limits_of
 from sk_meta.compression.prune import PrunedLearner
 from sk_meta.metrics import task_scorer
 from sk_meta.tasks.validation import check_tasks
+from sk_meta.wrapped import WrappedLearner
 
 
-class SelectBest(_BaseComposition, CompressedLearner):
+class SelectBest(_BaseComposition, WrappedLearner):
     """The best of many meta-learners that a budget allows, compressed if need be.
 
     1. All learners are scored by cross-validation over tasks.
@@ -207,7 +207,7 @@ class SelectBest(_BaseComposition, CompressedLearner):
         for name, learner in self.learners:
             self._check_learner(name, learner)
         for name, compression in compress:
-            if not isinstance(compression, CompressedLearner) or not _slot(compression):
+            if not isinstance(compression, WrappedLearner) or not _slot(compression):
                 raise TypeError(
                     f"{name!r} of compress must be a compressed learner with a "
                     "parameter meta_learner or teacher, such as "
@@ -221,7 +221,7 @@ class SelectBest(_BaseComposition, CompressedLearner):
                 f"{name!r} is frozen: it may know the tasks that it would be scored "
                 "on. Pass the meta-learner itself; it is fitted anew."
             )
-        if not isinstance(learner, MetaEstimator | CompressedLearner):
+        if not isinstance(learner, MetaEstimator | WrappedLearner):
             raise TypeError(
                 f"{name!r} must be a meta-learner, got {type(learner).__name__}. In a "
                 "Pipeline, put SelectBest in its last step."

@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sk_meta.compression.base import unwrapped
 from sk_meta.engine.each_task import can_pad
 from sk_meta.learner import EmbeddingLearner, Gaussian, weighted_mean
 from sk_meta.tasks.validation import check_names, say_shape
 from sk_meta.updates import all_rows
+from sk_meta.wrapped import unwrapped
 
 _SHUT = -5e8  # scores below are of classes that a learner shuts out
 _LEAST_VARIANCE = 1e-6  # as in RowLoss

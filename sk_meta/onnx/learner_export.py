@@ -6,7 +6,6 @@ import numpy as np
 import onnx
 from sklearn.utils.validation import check_is_fitted
 
-from sk_meta.compression.base import file_within, unwrapped
 from sk_meta.onnx.checking import (
     compare_adapted,
     default_tolerance,
@@ -21,6 +20,7 @@ from sk_meta.onnx.learner import (
 )
 from sk_meta.onnx.runtime import OnnxMetaLearner
 from sk_meta.pipeline import adapt, parts_of
+from sk_meta.wrapped import file_within, unwrapped
 
 _OPSETS = (18, 22)
 _DEFAULT_OPSET = 20

@@ -9,10 +9,10 @@ from time import perf_counter
 import numpy as np
 from sklearn.pipeline import Pipeline
 
-from sk_meta.compression.base import file_within, unwrapped
 from sk_meta.onnx.export import _few_shot_of, _is_meta_learner, example_rows
 from sk_meta.pipeline import adapt, parts_of
 from sk_meta.tasks.task import Task, take_rows
+from sk_meta.wrapped import file_within, unwrapped
 
 __all__ = ["SizeReport", "size_report"]
 

@@ -10,10 +10,10 @@ from sklearn.frozen import FrozenEstimator
 from torch import nn
 
 from sk_meta.base import MetaEstimator
-from sk_meta.compression.base import CompressedLearner
 from sk_meta.saving import known
 from sk_meta.saving.learners import fitted_state, restore
 from sk_meta.training import Progress, TaskNet
+from sk_meta.wrapped import WrappedLearner
 
 _WIDEST = 2**24  # characters of an array of strings, all of them together
 _PARTS = ("module__", "criterion__", "optimizer__")
@@ -144,7 +144,7 @@ class Writer:
             fitted = fitted_state(value, where) if hasattr(value, "net_") else {}
         else:
             fitted = {k: v for k, v in vars(value).items() if k not in params}
-        if isinstance(value, CompressedLearner):
+        if isinstance(value, WrappedLearner):
             params = {k: _unfitted(v) for k, v in params.items()}
         if not isinstance(params.get("random_state"), int | np.integer | None):
             self._leave_out(params, "random_state", "an object")

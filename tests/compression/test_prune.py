@@ -554,7 +554,7 @@ def test_parameters():
         (
             {"meta_learner": Pipeline([("maml", MAMLClassifier())])},
             TypeError,
-            "In a Pipeline, compress its last step",
+            "In a Pipeline, wrap its last step",
         ),
         (
             {"meta_learner": PrototypicalClassifier(TaskNet(nn.LayerNorm(3)))},

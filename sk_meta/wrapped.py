@@ -1,4 +1,4 @@
-"""What compressed learners share: a meta-learner inside, and its face outside."""
+"""A meta-learner inside, and its face outside: compressed and repaired learners."""
 
 from copy import copy, deepcopy
 
@@ -21,10 +21,10 @@ def check_learner(meta_learner):
     """
     frozen = isinstance(meta_learner, FrozenEstimator)
     inner = meta_learner.estimator if frozen else meta_learner
-    if not isinstance(inner, MetaEstimator | CompressedLearner):
+    if not isinstance(inner, MetaEstimator | WrappedLearner):
         raise TypeError(
             "meta_learner must be a meta-learner, or FrozenEstimator of a fitted one; "
-            f"got {type(inner).__name__}. In a Pipeline, compress its last step."
+            f"got {type(inner).__name__}. In a Pipeline, wrap its last step."
         )
     if frozen:
         check_is_fitted(inner)
@@ -32,7 +32,7 @@ def check_learner(meta_learner):
 
 
 def fitted_learner(meta_learner, tasks, seed=None):
-    """A meta-learner to compress: a copy of a frozen one, or a clone that is fitted.
+    """A copy of a frozen meta-learner, or a clone that is fitted.
 
     Parameters
     ----------
@@ -55,7 +55,7 @@ def fitted_learner(meta_learner, tasks, seed=None):
 
 
 def start_from(meta_learner, tasks, random_state):
-    """A meta-learner to compress, as `fitted_learner`, and to train on.
+    """A meta-learner as from `fitted_learner`, and to train on.
 
     Parameters
     ----------
@@ -78,7 +78,7 @@ def start_from(meta_learner, tasks, random_state):
 
 def renew_optimizer(net):
     """Give a TaskNet a new optimizer, for its parameters as they are now."""
-    net._initialize_optimizer(reason="The network was compressed: a new optimizer.")
+    net._initialize_optimizer(reason="The network was changed: a new optimizer.")
     for group in net.optimizer_.param_groups:  # where a schedule goes on from
         group["initial_lr"] = group["lr"]
 
@@ -87,8 +87,8 @@ def _classifies(self):
     return self._classification
 
 
-class CompressedLearner(BaseEstimator):
-    """A meta-learner that holds another one in `meta_learner_`, smaller than it was.
+class WrappedLearner(BaseEstimator):
+    """A meta-learner that holds another one in `meta_learner_`.
 
     A subclass has a parameter `meta_learner` and a `fit` that sets `meta_learner_`.
     """
@@ -106,7 +106,7 @@ class CompressedLearner(BaseEstimator):
 
     @property
     def learner_(self):
-        """The compressed Learner."""
+        """The Learner inside."""
         return self._fitted().learner_
 
     @property
@@ -200,11 +200,11 @@ class CompressedLearner(BaseEstimator):
 
 
 def file_within(meta):
-    """The compressed learner that is a file already, such as a quantised one; or None.
+    """The wrapped learner that is a file already, such as a quantised one; or None.
 
     It may be inside another, which chose it.
     """
-    while isinstance(meta, CompressedLearner):
+    while isinstance(meta, WrappedLearner):
         if hasattr(meta, "onnx_model_"):
             return meta
         meta = meta._fitted()
@@ -212,8 +212,8 @@ def file_within(meta):
 
 
 def unwrapped(meta):
-    """The meta-learner inside compressed ones; others as they are."""
-    while isinstance(meta, CompressedLearner):
+    """The meta-learner inside wrapped ones; others as they are."""
+    while isinstance(meta, WrappedLearner):
         check_is_fitted(meta)
         meta = meta.meta_learner_
     return copy(meta)

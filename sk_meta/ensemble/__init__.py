@@ -1,0 +1,1 @@
+"""Learners of learners: joined, or repaired where they fall short."""
