@@ -285,14 +285,7 @@ class MetaEstimator(BaseEstimator):
         self.net_ = net
         net.module_.eval()
         self.history_ = net.history_
-        self.schema_ = schema
-        self.n_features_in_ = int(np.prod(schema.shape))
-        for optional in ("feature_names_in_", "classes_"):
-            vars(self).pop(optional, None)
-        if schema.names is not None:
-            self.feature_names_in_ = schema.names
-        if schema.classes is not None:
-            self.classes_ = schema.classes
+        self._take_schema(schema)
 
 
 class MetaClassifier(ClassifiesTasks, MetaEstimator):

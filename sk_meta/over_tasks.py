@@ -45,6 +45,17 @@ class OverTasks:
         few_shot = self._few_shot(FrozenEstimator(copy(self)), y)
         return few_shot.fit(X, y, sample_weight=sample_weight, metadata=metadata)
 
+    def _take_schema(self, schema):
+        """Know what the tasks of `fit` have in common."""
+        self.schema_ = schema
+        self.n_features_in_ = int(np.prod(schema.shape))
+        for optional in ("feature_names_in_", "classes_"):
+            vars(self).pop(optional, None)
+        if schema.names is not None:
+            self.feature_names_in_ = schema.names
+        if schema.classes is not None:
+            self.classes_ = schema.classes
+
     def _warn_of_leak(self, tasks):
         """Episodes of the table that was trained on share their classes with it."""
         if tables_of(tasks) & getattr(self, "_tables_of_fit", set()):
