@@ -20,6 +20,8 @@ _HOME = {
     "EpisodeSampler": "tasks.sampling",
     "FewShotClassifier": "few_shot",
     "FewShotRegressor": "few_shot",
+    "FusionClassifier": "ensemble.fusion",
+    "FusionRegressor": "ensemble.fusion",
     "HypernetworkClassifier": "model_based.hypernetwork",
     "HypernetworkRegressor": "model_based.hypernetwork",
     "IMAMLClassifier": "gradient_based.imaml",

@@ -9,13 +9,14 @@ import torch
 from sklearn.base import BaseEstimator, clone
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval
+from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_map
 
 from sk_meta.engine.each_task import can_pad, each_task
 from sk_meta.few_shot import probabilities
-from sk_meta.learner import Gaussian, Support
+from sk_meta.learner import EmbeddingLearner, Gaussian, Support
 from sk_meta.over_tasks import ClassifiesTasks, RegressesTasks
 from sk_meta.predictions import TaskPrediction
 from sk_meta.tasks.metadata import numeric_metadata
@@ -32,6 +33,10 @@ from sk_meta.tasks.validation import (
 from sk_meta.training import Progress, TaskNet
 
 _CHUNK = 32  # tasks that are adapted and predicted at once
+
+
+def _has_features(self):
+    return isinstance(self.learner_, EmbeddingLearner)
 
 
 class MetaEstimator(BaseEstimator):
@@ -202,6 +207,24 @@ class MetaEstimator(BaseEstimator):
         )
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
             return self.learner_.adapt(support), classes
+
+    @available_if(_has_features)
+    def embed(self, X):
+        """Features of rows: the output of the network, before the head.
+
+        Only of methods that embed all rows by one network.
+
+        Parameters
+        ----------
+        X : array of shape (n_rows, ...) or DataFrame
+
+        Returns
+        -------
+        array of shape (n_rows, n_features)
+        """
+        X = _tensor(self.schema_.check_features(X, "X"), self.net_.device)
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+            return self.learner_.call(X, source="running")[0].flatten(1).cpu().numpy()
 
     def portable_state(self, state):
         """A state as it is pickled: on the CPU, so that it loads anywhere."""

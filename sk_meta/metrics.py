@@ -9,11 +9,11 @@ from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.metrics import get_scorer
 
 from sk_meta.few_shot import FewShotClassifier, FewShotRegressor
-from sk_meta.pipeline import parts_of
+from sk_meta.pipeline import parts_of, transform_tasks
 from sk_meta.predictions import scored_rows
 from sk_meta.tasks.stacking import needs_fit
 from sk_meta.tasks.task import take_rows
-from sk_meta.tasks.validation import check_tasks, numeric
+from sk_meta.tasks.validation import numeric
 
 __all__ = ["Evaluation", "evaluate", "mean_interval", "task_scorer"]
 
@@ -146,7 +146,7 @@ def evaluate(model, tasks, scoring=None):
     """
     steps, meta = parts_of(model)
     scorer, metric = _scorer(scoring, meta)
-    tasks = _transformed(steps, tasks)
+    tasks = transform_tasks(steps, tasks)
     scores, baselines, names = [], [], []
     for found in meta.predict_tasks(tasks):
         scores.append(_score(found, scorer, metric))
@@ -193,7 +193,7 @@ class _TaskScorer:
     def __call__(self, model, tasks, y=None):
         steps, meta = parts_of(model)
         scorer, metric = _scorer(self.scoring, meta)
-        found = meta.predict_tasks(_transformed(steps, tasks))
+        found = meta.predict_tasks(transform_tasks(steps, tasks))
         scores = np.array([_score(one, scorer, metric) for one in found])
         if np.isnan(scores).all():
             raise ValueError(f"{self.scoring!r} is not defined on any of the tasks.")
@@ -218,13 +218,6 @@ def _scorer(scoring, meta):
         scoring = "accuracy" if meta._classification else "r2"
     _check_scoring(scoring)
     return get_scorer(scoring), scoring if isinstance(scoring, str) else str(scoring)
-
-
-def _transformed(steps, tasks):
-    tasks = check_tasks(tasks)
-    for _, step in steps:
-        tasks = step.transform(tasks)
-    return tasks
 
 
 def _score(found, scorer, metric):

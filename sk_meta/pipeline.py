@@ -270,13 +270,42 @@ def adapt(model, X, y, *, sample_weight=None, metadata=None):
     """
     steps, meta = parts_of(model)
     known = y if labeled_rows(y, meta.unlabeled).all() else None
+    fitted, X = adapt_steps(steps, X, known)
+    few_shot = meta.adapt(X, y, sample_weight=sample_weight, metadata=metadata)
+    return Pipeline([*fitted, ("few_shot", few_shot)]) if fitted else few_shot
+
+
+def adapt_steps(steps, X, y):
+    """Transformers of rows for one task, and its support rows after them.
+
+    Parameters
+    ----------
+    steps : list of (name, TaskTransformer)
+        Fitted.
+    X : array or DataFrame
+        Support rows.
+    y : array or None
+        Their labels, where all are known.
+
+    Returns
+    -------
+    fitted : list of (name, transformer)
+    X : array
+    """
     fitted = []
     for name, step in steps:
         if step.scope == "pooled":
             transformer = FrozenEstimator(step.transformer_)
         else:
-            transformer = clone(step.transformer_).fit(X, known)
+            transformer = clone(step.transformer_).fit(X, y)
         X = _dense(transformer.transform(X))
         fitted.append((name, transformer))
-    few_shot = meta.adapt(X, y, sample_weight=sample_weight, metadata=metadata)
-    return Pipeline([*fitted, ("few_shot", few_shot)]) if fitted else few_shot
+    return fitted, X
+
+
+def transform_tasks(steps, tasks):
+    """Tasks after the TaskTransformers of a Pipeline, as `parts_of` gives them."""
+    tasks = check_tasks(tasks)
+    for _, step in steps:
+        tasks = step.transform(tasks)
+    return tasks

@@ -171,6 +171,11 @@ class WrappedLearner(BaseEstimator):
         """See the meta-learner's own `apply_state`."""
         return self._fitted().apply_state(state, X, n_classes)
 
+    @available_if(lambda self: hasattr(self._fitted(), "embed"))
+    def embed(self, X):
+        """See the meta-learner's own `embed`."""
+        return self._fitted().embed(X)
+
     def predict_tasks(self, tasks):
         """Predictions for the query rows of tasks, with the rows they are for."""
         check_is_fitted(self)

@@ -11,9 +11,9 @@ PACKAGE = Path(__file__).parents[1] / "sk_meta"
 LAYERS = [
     {"tasks", "datasets", "networks", "learner", "engine"}
     | {"attention", "heads", "updates"},
-    {"checkpoint", "training", "distributed"},
+    {"checkpoint", "training", "distributed", "row_training"},
     {"base", "few_shot", "over_tasks", "pipeline", "predictions", "metrics"}
-    | {"task_by_task", "wrapped"},
+    | {"row_heads", "task_by_task", "wrapped"},
     {"gradient_based", "metric_based", "closed_form", "model_based", "transfer"},
     {"ensemble", "compression", "selection", "onnx", "inspection", "checks"}
     | {"lockstep", "saving", "search"},
