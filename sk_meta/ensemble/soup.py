@@ -80,10 +80,9 @@ def soup_of(members, weights, tasks):
 
     if isinstance(weights, str) and weights == "learned":
         n = len(members)
-        starts = [np.full(n, 1 / n), *np.eye(n)]
-        start = min(starts, key=loss)
-        found = minimum_on_simplex(loss, n, start, gradient=False)
-        weights = min((start, found), key=loss)
+        found = minimum_on_simplex(loss, n, gradient=False)
+        # Not convex: no worse than all alike, or one alone.
+        weights = min((found, np.full(n, 1 / n), *np.eye(n)), key=loss)
     weights = given(weights, len(members))
     stir(weights)
     return Soup(soup, weights)

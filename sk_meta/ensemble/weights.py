@@ -90,7 +90,7 @@ def _mixture_loss(weights, logs, share):
     return -(share @ total), -(np.exp(logs - total) @ share)
 
 
-def minimum_on_simplex(loss, n, start=None, gradient=True):
+def minimum_on_simplex(loss, n, gradient=True):
     """Where a function of weights, none negative and of sum 1, is smallest.
 
     Parameters
@@ -98,8 +98,6 @@ def minimum_on_simplex(loss, n, start=None, gradient=True):
     loss : callable
         weights -> value, or (value, gradient).
     n : int
-    start : array of shape (n,), default=None
-        None for equal weights.
     gradient : bool, default=True
         Whether `loss` returns it; else finite differences.
 
@@ -107,10 +105,9 @@ def minimum_on_simplex(loss, n, start=None, gradient=True):
     -------
     array of shape (n,)
     """
-    start = np.full(n, 1 / n) if start is None else start
     found = minimize(
         loss,
-        start,
+        np.full(n, 1 / n),
         jac=gradient,
         method="SLSQP",
         bounds=[(0, 1)] * n,

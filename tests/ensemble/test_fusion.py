@@ -36,7 +36,7 @@ from sk_meta.ensemble.members import leave_one_out
 from sk_meta.ensemble.weights import simplex_weights, support_weights
 from sk_meta.predictions import TaskPrediction
 from sk_meta.task_by_task import SupportRows
-from sk_meta.tasks import make_blob_tasks, make_sinusoids
+from sk_meta.tasks import make_blob_tasks
 
 NET = TaskNet(module__hidden=(8,), max_epochs=2)
 
@@ -57,21 +57,6 @@ def regressors(net=NET):
 
 def frozen(learners, tasks):
     return [(name, FrozenEstimator(meta.fit(tasks))) for name, meta in learners]
-
-
-@pytest.fixture(scope="module")
-def blobs():
-    return make_blob_tasks(16, n_classes=3, labels="shared", random_state=0)
-
-
-@pytest.fixture(scope="module")
-def local_blobs():
-    return make_blob_tasks(16, n_classes=3, labels="local", random_state=0)
-
-
-@pytest.fixture(scope="module")
-def sinusoids():
-    return make_sinusoids(16, random_state=0)
 
 
 def values_of(meta, tasks):
@@ -435,134 +420,3 @@ def test_before_fit(blobs):
         meta.predict(blobs)
     with pytest.raises(NotFittedError):
         meta.adapt(blobs[0].X, blobs[0].y)
-
-
-def bad(make, kind, match):
-    return pytest.param(make, kind, match, id=match)
-
-
-@pytest.mark.parametrize(
-    ("make", "kind", "match"),
-    [
-        bad(lambda t: FusionClassifier([]), ValueError, "empty list"),
-        bad(lambda t: FusionClassifier([R2D2]), TypeError, "pairs"),
-        bad(
-            lambda t: FusionClassifier([("svc", Ridge())]),
-            TypeError,
-            "must be a meta-learner",
-        ),
-        bad(
-            lambda t: FusionClassifier([*classifiers(), *regressors()]),
-            TypeError,
-            "not for classes",
-        ),
-        bad(
-            lambda t: FusionClassifier([("a", FrozenEstimator(R2D2))]),
-            NotFittedError,
-            "not fitted",
-        ),
-        bad(
-            lambda t: FusionClassifier(classifiers(), weights=[1, 2, 3]),
-            ValueError,
-            "2 numbers",
-        ),
-        bad(
-            lambda t: FusionClassifier(classifiers(), weights=[0, 0]),
-            ValueError,
-            "not all 0",
-        ),
-        bad(
-            lambda t: FusionClassifier(classifiers(), "soup", "support"),
-            ValueError,
-            "one set of parameters",
-        ),
-        bad(
-            lambda t: FusionClassifier(classifiers(), "concatenate", "learned"),
-            ValueError,
-            "weighs the features itself",
-        ),
-        bad(
-            lambda t: FusionClassifier(classifiers(), "soup"),
-            ValueError,
-            "cannot be made into a soup: one is a MAMLClassifier",
-        ),
-        bad(
-            lambda t: FusionClassifier(
-                [("a", R2D2), ("b", R2D2Classifier(TaskNet(max_epochs=1)))], "soup"
-            ),
-            ValueError,
-            "has the shapes",
-        ),
-        bad(
-            lambda t: FusionClassifier(classifiers(), "concatenate"),
-            ValueError,
-            "'maml' is a MAMLClassifier, which has no features",
-        ),
-        bad(
-            lambda t: FusionClassifier(r2d2(narrow(t))),
-            ValueError,
-            "fitted on 1 features; these tasks have",
-        ),
-        bad(
-            lambda t: FusionClassifier(r2d2(renamed(t)) + r2d2(t, "b")),
-            ValueError,
-            "fitted on the classes",
-        ),
-        bad(
-            lambda t: FusionClassifier(r2d2(local(t))),
-            ValueError,
-            "local labels",
-        ),
-        bad(
-            lambda t: FusionClassifier(
-                [("a", R2D2), ("b", make_pipeline(StandardScaler(), clone(R2D2)))]
-            ),
-            TypeError,
-            "Step 'standardscaler' of 'b'",
-        ),
-    ],
-)
-def test_bad_input_raises_and_changes_nothing(make, kind, match, blobs):
-    tasks = [t.replace_X(t.X[:, :2]) for t in blobs]
-    meta = FusionClassifier(frozen(classifiers(), tasks)).fit(tasks)
-    before = values_of(meta, tasks)
-    new = make(tasks)
-    meta.set_params(
-        **{k: v for k, v in new.get_params(deep=False).items() if k in PARAMETERS}
-    )
-    with pytest.raises(kind, match=match):
-        meta.fit(tasks)
-    for one, other in zip(values_of(meta, tasks), before, strict=True):
-        np.testing.assert_array_equal(one, other)
-
-
-PARAMETERS = ("learners", "how", "weights")
-
-
-def narrow(tasks):
-    return [t.replace_X(t.X[:, :1]) for t in tasks]
-
-
-def local(tasks):
-    return [Task(t.X, t.y, t.support, labels="local") for t in tasks]
-
-
-def renamed(tasks):
-    return [Task(t.X, np.char.add("x", t.y.astype(str)), t.support) for t in tasks]
-
-
-def test_too_few_tasks_to_hold_out(blobs):
-    with pytest.raises(ValueError, match="at least 4"):
-        FusionClassifier(classifiers(), weights="learned").fit(blobs[:3])
-
-
-def test_different_columns(blobs):
-    frames = [t.replace_X(pd.DataFrame(t.X[:, :2], columns=["a", "b"])) for t in blobs]
-    other = [t.replace_X(pd.DataFrame(t.X[:, :2], columns=["a", "c"])) for t in blobs]
-    learners = frozen([("r2d2", clone(R2D2))], other)
-    with pytest.raises(ValueError, match="fitted on the columns"):
-        FusionClassifier(learners).fit(frames)
-    scale = TaskTransformer(StandardScaler())
-    selected = make_pipeline(scale, clone(R2D2)).fit(other)
-    with pytest.raises(ValueError, match="fitted on the columns"):
-        FusionClassifier([("r2d2", FrozenEstimator(selected))]).fit(frames)

@@ -1,16 +1,18 @@
 """
-Every classifier on one problem
-===============================
+Every learner on one problem
+============================
 
 Two interleaving half-moons, turned by a random angle, stretched and moved: each task is
 such a pair, and which moon is which class is up to the task. A new pair is known by
-five points of each moon. The meta-learners have seen 400 other pairs; a support vector
+five points of each moon. The meta-learners have seen 300 other pairs; a support vector
 machine and a nearest neighbour see the ten points alone. The semi-supervised learner
 also gets forty points without labels.
 
 All meta-learners have the same small network and as many outer steps; nothing was
-tuned, so that the figures say how well a method starts, not which one is best. What to
-use when is in :doc:`/user_guide/methods`.
+tuned, so that the figures say how well a method starts, not which one is best. Two are
+made of others: a pooled network whose features carry a support vector machine, and the
+mean of two learners, weighed by the support set. Regressors have such a page too, and
+what to use when is in :doc:`/user_guide/which_learner`.
 """
 
 # %%
@@ -19,6 +21,7 @@ use when is in :doc:`/user_guide/methods`.
 import matplotlib.pyplot as plt
 import numpy as np
 from sklearn.datasets import make_moons
+from sklearn.frozen import FrozenEstimator
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.svm import SVC
 from torch import nn
@@ -28,6 +31,7 @@ from sk_meta import (
     ANILClassifier,
     BOILClassifier,
     DKTClassifier,
+    FusionClassifier,
     HypernetworkClassifier,
     IMAMLClassifier,
     InContextClassifier,
@@ -40,9 +44,12 @@ from sk_meta import (
     R2D2Classifier,
     RelationClassifier,
     ReptileClassifier,
+    RowNet,
     SemiSupervisedPrototypicalClassifier,
     Task,
     TaskNet,
+    TorchEncoder,
+    TransferClassifier,
 )
 
 N_SUPPORT, N_QUERY, N_UNLABELED = 10, 40, 40
@@ -74,7 +81,7 @@ def with_unlabeled(X, y):
 
 
 rng = np.random.RandomState(0)
-pairs = [[make_task(rng) for _ in range(n)] for n in (400, 100)]
+pairs = [[make_task(rng) for _ in range(n)] for n in (300, 100)]
 old, new = ([labeled_only(*pair) for pair in part] for part in pairs)
 old_more, new_more = ([with_unlabeled(*pair) for pair in part] for part in pairs)
 
@@ -114,6 +121,25 @@ for method in methods:
     method.fit(old)
     few_shot = method.adapt(shown.X_support, shown.y_support)
     results[type(method).__name__] = few_shot, method.score(new)
+# %%
+# Made of others
+# --------------
+# The pooled network learns to tell all 600 moons apart.
+joined = [
+    (name, FrozenEstimator(method))
+    for name, method in (("r2d2", methods[11]), ("relation", methods[3]))
+]
+for method in (
+    TransferClassifier(TorchEncoder(RowNet(max_epochs=5)), SVC(C=10.0), random_state=0),
+    FusionClassifier(joined, weights="support"),
+):
+    method.fit(old)
+    few_shot = method.adapt(shown.X_support, shown.y_support)
+    results[type(method).__name__] = few_shot, method.score(new)
+
+# %%
+# Without other tasks
+# -------------------
 for alone in (SVC(C=10.0), KNeighborsClassifier(1)):
     scores = [
         alone.fit(t.X_support, t.y_support).score(t.X_query, t.y_query) for t in new
@@ -134,7 +160,7 @@ across, up = np.meshgrid(
     *(np.linspace(a, b, 80) for a, b in zip(low, high, strict=True))
 )
 grid = np.stack([across.ravel(), up.ravel()], axis=1)
-figure, axes = plt.subplots(4, 5, figsize=(13, 10), layout="constrained")
+figure, axes = plt.subplots(3, 7, figsize=(16, 8), layout="constrained")
 for ax in axes.flat:
     ax.set_axis_off()
 for ax, (name, (model, score)) in zip(axes.flat, results.items(), strict=False):
@@ -154,5 +180,5 @@ for ax, (name, (model, score)) in zip(axes.flat, results.items(), strict=False):
     ax.scatter(*shown.X_query.T, c=colors[shown.y_query], s=6, alpha=0.7)
     ax.scatter(*shown.X_support.T, c=colors[shown.y_support], s=45, edgecolor="black")
     ax.set_title(f"{name.replace('Classifier', '')}\n{100 * score:.0f} %", fontsize=9)
-figure.suptitle("A new task from ten labelled points, after 400 other tasks")
+figure.suptitle("A new task from ten labelled points, after 300 other tasks")
 plt.show()
