@@ -99,11 +99,10 @@ def to_onnx(
 
     from sk_meta.onnx.checking import check_onnx, default_tolerance
     from sk_meta.onnx.graph import quiet
+    from sk_meta.onnx.learner_export import export_learner, require_network
 
     model = getattr(model, "best_estimator_", model)
     if _is_meta_learner(model):
-        from sk_meta.onnx.learner_export import export_learner
-
         if zipmap or return_std:
             raise ValueError(
                 "zipmap and return_std are for adapted models. The file of a "
@@ -111,6 +110,7 @@ def to_onnx(
             )
         return export_learner(model, path, X, target_opset, tolerance)
     few_shot = _few_shot_of(model)
+    require_network(few_shot._meta())
     _check_options(few_shot, target_opset, zipmap, return_std)
     X = example_rows(model, few_shot) if X is None else _as_rows(X)
     if tolerance is None:

@@ -20,6 +20,7 @@ from sk_meta.onnx.learner import (
 )
 from sk_meta.onnx.runtime import OnnxMetaLearner
 from sk_meta.pipeline import adapt, parts_of
+from sk_meta.task_by_task import TaskByTask
 from sk_meta.wrapped import file_within, unwrapped
 
 _OPSETS = (18, 22)
@@ -44,6 +45,7 @@ def export_learner(model, path, X, target_opset, tolerance):
     check_is_fitted(meta)
     transformers = [(name, _pooled(name, step)) for name, step in steps]
     inner = unwrapped(meta)
+    require_network(inner)
     X = _example_rows(inner, transformers) if X is None else _in_single_precision(X)
     if stored := file_within(meta):
         given = transformers, path, X, target_opset, tolerance
@@ -61,6 +63,24 @@ def export_learner(model, path, X, target_opset, tolerance):
     if path is not None:
         onnx.save(onnx_model, path)
     return onnx_model
+
+
+def require_network(meta):
+    """Raise for a learner that is made of estimators, with no graph of its own."""
+    if not isinstance(meta, TaskByTask):
+        return
+    kind, advice = type(meta).__name__, "export its learners one by one"
+    if hasattr(meta, "encoder_"):
+        advice = (
+            "write its parts with skl2onnx: make_pipeline(meta.encoder_, head), where "
+            "head is few_shot.state_[0]"
+        )
+    elif meta.how == "soup":
+        advice = "export its soup_, which is one learner"
+    raise TypeError(
+        f"A {kind} is made of other estimators, and cannot be written as one ONNX "
+        f"graph; {advice}."
+    )
 
 
 def _stored(model, meta, transformers, path, X, target_opset, tolerance):

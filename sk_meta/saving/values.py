@@ -12,6 +12,7 @@ from torch import nn
 from sk_meta.base import MetaEstimator
 from sk_meta.saving import known
 from sk_meta.saving.learners import fitted_state, restore
+from sk_meta.task_by_task import TaskByTask
 from sk_meta.training import Progress, TaskNet
 from sk_meta.wrapped import WrappedLearner
 
@@ -136,6 +137,11 @@ class Writer:
                 f"{where} is a {kind.__name__}, which is an ONNX file already. Write "
                 "it with sk_meta.onnx.to_onnx(model, path), and read it with "
                 "sk_meta.onnx.OnnxMetaLearner(path)."
+            )
+        if isinstance(value, TaskByTask):
+            raise TypeError(
+                f"{where} is a {kind.__name__}, which holds estimators of any kind: "
+                "they cannot be saved without pickle. Use joblib.dump."
             )
         name = known.name_of(kind, known.estimators())
         if name not in known.estimators():

@@ -10,7 +10,16 @@ from sklearn.linear_model import Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from sk_meta import FusionClassifier, R2D2Classifier, Task, TaskNet, TaskTransformer
+from sk_meta import (
+    FusionClassifier,
+    R2D2Classifier,
+    Task,
+    TaskNet,
+    TaskTransformer,
+    load,
+    save,
+)
+from sk_meta.onnx import to_onnx
 from tests.ensemble.test_fusion import (
     R2D2,
     classifiers,
@@ -150,3 +159,21 @@ def test_different_columns(blobs):
     selected = make_pipeline(scale, clone(R2D2)).fit(other)
     with pytest.raises(ValueError, match="fitted on the columns"):
         FusionClassifier([("r2d2", FrozenEstimator(selected))]).fit(frames)
+
+
+def test_files_are_those_of_the_parts(blobs, tmp_path):
+    meta = FusionClassifier(frozen(classifiers(), blobs)).fit(blobs)
+    few_shot = meta.adapt(blobs[0].X_support, blobs[0].y_support)
+    for model in (meta, few_shot):
+        with pytest.raises(TypeError, match="export its learners one by one"):
+            to_onnx(model)
+        with pytest.raises(TypeError, match="Use joblib.dump"):
+            save(model, tmp_path / "fusion")
+    soup = FusionClassifier(r2d2(blobs) + r2d2(blobs, "b"), "soup").fit(blobs)
+    with pytest.raises(TypeError, match="export its soup_"):
+        to_onnx(soup)
+    save(soup.soup_, tmp_path / "soup")
+    again = values_of(load(tmp_path / "soup"), blobs)
+    for one, other in zip(values_of(soup, blobs), again, strict=True):
+        np.testing.assert_array_equal(one, other)
+    to_onnx(soup.soup_, tmp_path / "soup.onnx")
