@@ -45,6 +45,7 @@ coverage_check_modules = [
     "sk_meta.checkpoint",
     "sk_meta.distributed",
     "sk_meta.onnx",
+    "sk_meta.inspection",
 ]
 
 sphinx_gallery_conf = {

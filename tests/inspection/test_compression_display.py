@@ -128,14 +128,14 @@ def test_axes_of_a_figure_that_pyplot_does_not_know():
 
 def test_from_estimators(monkeypatch):
     """Scores are those of `evaluate`; sizes are measured by another test."""
-    from sk_meta import inspection
+    from sk_meta.inspection import compression
     from sk_meta.onnx.report import SizeReport
 
     *old, a, b, c = make_blob_tasks(13, n_classes=2, labels="local", random_state=0)
     net = TaskNet(max_epochs=1, module__hidden=(4,))
     meta = PrototypicalClassifier(net, random_state=0).fit(old)
     report = SizeReport(10.0, 8.0, adapt_ms=0.5)
-    monkeypatch.setattr(inspection, "size_report", lambda model, task: report)
+    monkeypatch.setattr(compression, "size_report", lambda model, task: report)
     display = CompressionDisplay.from_estimators({"one": meta, "same": meta}, [a, b, c])
     expected = evaluate(meta, [a, b, c])
     np.testing.assert_array_equal(display.scores, [expected.mean] * 2)

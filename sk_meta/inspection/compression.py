@@ -1,14 +1,12 @@
-"""Pictures of what learners cost and are worth."""
+"""Score of compressed learners against what they cost."""
 
-from importlib.util import find_spec
 from itertools import pairwise
 
 import numpy as np
 
+from sk_meta.inspection._shared import check_matplotlib
 from sk_meta.metrics import evaluate, mean_interval
 from sk_meta.onnx.report import size_report
-
-__all__ = ["CompressionDisplay"]
 
 _AXIS = {
     "kilobytes": "Size of the learner's ONNX file (KB)",
@@ -167,10 +165,7 @@ class CompressionDisplay:
         -------
         self
         """
-        if not find_spec("matplotlib"):
-            raise ImportError(
-                'Drawing needs matplotlib. Run pip install "sk_meta[plot]".'
-            )
+        check_matplotlib()
         costs = self._costs()
         if ax is None:
             import matplotlib.pyplot as plt
