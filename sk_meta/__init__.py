@@ -43,6 +43,7 @@ _HOME = {
     "R2D2Classifier": "closed_form.r2d2",
     "R2D2Regressor": "closed_form.r2d2",
     "RelationClassifier": "metric_based.relation",
+    "RepairedLearner": "ensemble.repair",
     "ReptileClassifier": "gradient_based.reptile",
     "ReptileRegressor": "gradient_based.reptile",
     "SelectBest": "compression.select",
