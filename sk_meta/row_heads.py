@@ -1,5 +1,7 @@
 """Any sklearn classifier or regressor, fitted to the features of one support set."""
 
+from inspect import signature
+
 import numpy as np
 from sklearn.base import clone
 from sklearn.utils.validation import has_fit_parameter
@@ -47,11 +49,9 @@ def apply_head(fitted, Z):
     """
     head, classes = fitted
     if classes is None:
-        try:
-            mean, std = head.predict(Z, return_std=True)
-        except TypeError:
-            return np.asarray(head.predict(Z), dtype=float), None
-        return mean, std
+        if "return_std" in signature(head.predict).parameters:
+            return head.predict(Z, return_std=True)
+        return np.asarray(head.predict(Z), dtype=float), None
     if hasattr(head, "predict_proba"):
         values = head.predict_proba(Z)
     else:

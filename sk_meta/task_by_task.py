@@ -16,6 +16,7 @@ from sk_meta.tasks.support import check_support_size
 from sk_meta.tasks.task import take_rows
 from sk_meta.tasks.validation import (
     Schema,
+    call_task,
     check_tasks,
     label_array,
     row_weights,
@@ -93,7 +94,14 @@ class TaskByTask(BaseEstimator):
         check_is_fitted(self)
         tasks = check_tasks(tasks)
         draws = self._draws(tasks, self.schema_, scored=False)
-        return [self._predict_task(task, draws, i) for i, task in enumerate(tasks)]
+        found = []
+        for index, task in enumerate(tasks):
+            try:
+                found.append(self._predict_task(task, draws, index))
+            except Exception as error:
+                error.add_note(f"In {call_task(task, index)}.")
+                raise
+        return found
 
     def _predict_task(self, task, draws, index):
         support, query = draws.evaluation_draw(index)
@@ -117,6 +125,8 @@ class TaskByTask(BaseEstimator):
         """Raise unless rows look like those of `fit`; images may come as vectors."""
         X = X if hasattr(X, "shape") else np.asarray(X)
         self.schema_.check_columns(X, what)
+        if not hasattr(X, "iloc") and X.dtype.kind == "f" and np.isinf(X).any():
+            raise ValueError(f"{what} contains infinity. Clip it, or leave it out.")
         return X if hasattr(X, "iloc") else X.reshape(len(X), *self.schema_.shape)
 
     def _check_support(self, X, y, sample_weight, metadata):

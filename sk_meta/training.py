@@ -1,6 +1,5 @@
 """TaskNet: meta-training as skorch users know it."""
 
-import inspect
 import warnings
 from contextlib import contextmanager, nullcontext
 from numbers import Integral, Real
@@ -25,7 +24,8 @@ from sk_meta.engine.compiled import CompiledSteps
 from sk_meta.engine.each_task import can_pad, fall_back, preferred_way
 from sk_meta.engine.meta_step import MetaStep
 from sk_meta.learner import RowLoss
-from sk_meta.networks import MLP, Conv4, exact_normalization, pool_first
+from sk_meta.network_builder import NetworkBuilder
+from sk_meta.networks import exact_normalization, pool_first
 from sk_meta.tasks.stacking import MetaBatches, TaskDataset
 
 _PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
@@ -40,7 +40,7 @@ _CONSTRAINTS = {
 }
 
 
-class TaskNet(NeuralNet):
+class TaskNet(NetworkBuilder, NeuralNet):
     """A network, and how it is meta-trained: a skorch net whose samples are tasks.
 
     Handed to a meta-learner as its `net`. Module, optimizer, criterion, callbacks and
@@ -264,69 +264,9 @@ class TaskNet(NeuralNet):
                 epochs -= callback.n_resumed_
         return super().fit_loop(X, y, epochs, **kwargs)
 
-    def _build_network(self):
-        module, given = self.module, self.get_params_for("module")
-        if module is None:
-            module = Conv4 if len(self.input_shape_) == 3 else MLP
-        if not isinstance(module, type):
-            return self.initialized_instance(module, given)
-        wanted = inspect.signature(module.__init__).parameters
-        inferred = {
-            "n_features": int(np.prod(self.input_shape_)),
-            "input_shape": self.input_shape_,
-            "n_outputs": self.n_outputs_,
-        }
-        inferred = {k: v for k, v in inferred.items() if k in wanted and v is not None}
-        try:
-            return module(**{**inferred, **given})
-        except TypeError as error:
-            raise TypeError(
-                f"{module.__name__} cannot be made with {given}: {error}. It takes "
-                f"{', '.join(name for name in wanted if name != 'self')}."
-            ) from error
-
-    def _check_output(self, network):
-        """Length of the network's output, on two rows of zeros."""
-        was_training = network.training
-        network.eval()
-        name = type(network).__name__
-        try:
-            with torch.no_grad():
-                output = network(torch.zeros(2, *self.input_shape_))
-        except RuntimeError as error:
-            raise ValueError(
-                f"{name} does not take rows of shape {self.input_shape_}, which these "
-                f"tasks have: {error}. Name the parameter for the number of features "
-                "`n_features` (or `input_shape`) and leave it unset."
-            ) from error
-        network.train(was_training)
-        if not torch.is_tensor(output) or output.ndim != 2 or len(output) != 2:
-            found = tuple(output.shape) if torch.is_tensor(output) else type(output)
-            raise ValueError(
-                f"{name} turned 2 rows into {found}; expected a tensor of shape "
-                "(2, n_outputs)."
-            )
-        if self.n_outputs_ is not None and output.shape[1] != self.n_outputs_:
-            raise ValueError(
-                f"{name} gives {output.shape[1]} outputs; these tasks need "
-                f"{self.n_outputs_}. Name the parameter for the number of outputs "
-                "`n_outputs` and leave it unset, or set it to that number."
-            )
-        return output.shape[1]
-
     def _get_param_names(self):
         # skorch counts its own bookkeeping among the parameters: not in a repr.
         return [name for name in super()._get_param_names() if name[0] != "_"]
-
-    def initialize_criterion(self):
-        """Keep the loss of each row; the learner averages over the rows of a task."""
-        params = self.get_params_for("criterion")
-        if isinstance(self.criterion, type) and (
-            "reduction" in inspect.signature(self.criterion.__init__).parameters
-        ):
-            params = {**params, "reduction": "none"}
-        self.criterion_ = self.initialized_instance(self.criterion, params)
-        return self
 
     def get_params_for_optimizer(self, prefix, named_parameters):
         """As in skorch; torch's own optimizers run fused, as one operation."""

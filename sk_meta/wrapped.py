@@ -23,8 +23,9 @@ def check_learner(meta_learner):
     inner = meta_learner.estimator if frozen else meta_learner
     if not isinstance(inner, MetaEstimator | WrappedLearner):
         raise TypeError(
-            "meta_learner must be a meta-learner, or FrozenEstimator of a fitted one; "
-            f"got {type(inner).__name__}. In a Pipeline, wrap its last step."
+            "meta_learner must be a meta-learner with a network of its own, or "
+            f"FrozenEstimator of a fitted one; got {type(inner).__name__}. In a "
+            "Pipeline, wrap its last step."
         )
     if frozen:
         check_is_fitted(inner)

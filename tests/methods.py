@@ -1,4 +1,8 @@
-"""All public meta-estimators, by the list of public names."""
+"""All public meta-estimators with a TaskNet, by the list of public names.
+
+Those made of other estimators (transfer, fusion) have no network over tasks: their own
+tests run them through `check_meta_estimator`.
+"""
 
 import inspect
 

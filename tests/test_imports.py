@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "sk_meta"
 LAYERS = [
     {"tasks", "datasets", "networks", "learner", "engine"}
     | {"attention", "heads", "updates"},
-    {"checkpoint", "training", "distributed", "row_training"},
+    {"checkpoint", "training", "distributed", "network_builder", "row_training"},
     {"base", "few_shot", "over_tasks", "pipeline", "predictions", "metrics"}
     | {"row_heads", "task_by_task", "wrapped"},
     {"gradient_based", "metric_based", "closed_form", "model_based", "transfer"},
