@@ -13,7 +13,7 @@ LAYERS = [
     | {"attention", "heads", "updates"},
     {"checkpoint", "training", "distributed", "network_builder", "row_training"},
     {"base", "few_shot", "over_tasks", "pipeline", "predictions", "metrics"}
-    | {"row_heads", "task_by_task", "wrapped"},
+    | {"row_heads", "seeds", "task_by_task", "wrapped"},
     {"gradient_based", "metric_based", "closed_form", "model_based", "transfer"},
     {"ensemble", "compression", "selection", "onnx", "inspection", "checks"}
     | {"lockstep", "saving", "search"},

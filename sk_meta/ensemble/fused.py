@@ -151,14 +151,14 @@ class Concatenated:
         if needs_fit(task):
             rows = np.arange(len(task))
             X, _ = task.fit_support(rows, rows[:1])
-        return member.meta.embed(X)
+        return np.asarray(member.meta.embed(X))
 
     def _features(self, transformers, X):
         blocks = []
         for member, own, centre, scale in zip(
             self.members, transformers, self.centres, self.scales, strict=True
         ):
-            Z = member.meta.embed(transformed(own, X))
+            Z = np.asarray(member.meta.embed(transformed(own, X)))
             blocks.append((Z - centre) * scale)
         return np.concatenate(blocks, axis=1)
 

@@ -10,6 +10,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
 from sk_meta.pipeline import TaskTransformer, adapt_steps, parts_of, transform_tasks
+from sk_meta.seeds import settle_random_states
 from sk_meta.tasks.sampling import EpisodeSampler
 from sk_meta.tasks.task import Task
 
@@ -131,16 +132,10 @@ def fit_members(learners, tasks, rng):
         else:
             model = clone(learner)
             if rng is not None:
-                _seed(model, rng)
+                settle_random_states(model, rng)
             model.fit(tasks)
         members.append(Member(name, model, *parts_of(model)))
     return members
-
-
-def _seed(model, rng):
-    for name, value in sorted(model.get_params().items()):
-        if name.split("__")[-1] == "random_state" and value is None:
-            model.set_params(**{name: int(rng.randint(2**31 - 1))})
 
 
 def check_agreement(members, schema):

@@ -8,6 +8,7 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
 from sklearn.utils import check_random_state, get_tags
 
+from sk_meta.seeds import settle_random_states
 from sk_meta.tasks.task import take_rows
 
 
@@ -30,15 +31,7 @@ def own_generator():
 
 def seeded_clone(estimator, seed):
     """A clone; each `random_state` that is None becomes a seed."""
-    estimator = clone(estimator)
-    rng = np.random.RandomState(seed)
-    params = estimator.get_params(deep=True)
-    wanted = {
-        name: int(rng.randint(2**31 - 1))
-        for name in sorted(params)
-        if name.rpartition("__")[2] == "random_state" and params[name] is None
-    }
-    return estimator.set_params(**wanted) if wanted else estimator
+    return settle_random_states(clone(estimator), np.random.RandomState(seed))
 
 
 def within(encoder):

@@ -162,12 +162,12 @@ METHODS = {
         steps(
             IMAMLClassifier,
             2,
-            inner_lr=0.2,
-            n_inner_steps=5,
-            n_adapt_steps=10,
-            n_cg_steps=2,
+            regularization=0.5,
+            inner_lr=0.4,
+            n_inner_steps=8,
+            n_cg_steps=4,
         ),
-        1000,
+        3500,
         False,
     ),
     "joint": Method(

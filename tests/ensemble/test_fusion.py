@@ -6,12 +6,14 @@ import numpy as np
 import pandas as pd
 import pytest
 from sklearn.base import clone
+from sklearn.decomposition import PCA
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import Ridge, RidgeClassifier
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from sklearn.svm import SVC
 from torch import nn
 
 from sk_meta import (
@@ -29,6 +31,7 @@ from sk_meta import (
     Task,
     TaskNet,
     TaskTransformer,
+    TransferClassifier,
     evaluate,
     task_scorer,
 )
@@ -241,6 +244,24 @@ def test_concatenate_is_a_head_on_all_features(local_blobs):
         few_shot.predict(task.X_query), head.predict(features(task.X_query))
     )
     assert few_shot.predict_proba(task.X_query).shape == (len(task.X_query), 3)
+
+
+def test_members_without_a_network(local_blobs):
+    learners = [
+        ("pca", TransferClassifier(PCA(2), SVC())),
+        ("prototypes", PrototypicalClassifier(NET)),
+    ]
+    for how, weights in [
+        ("average", "learned"),
+        ("average", "support"),
+        ("concatenate", "uniform"),
+    ]:
+        meta = FusionClassifier(learners, how, weights, random_state=0)
+        found = values_of(meta.fit(local_blobs), local_blobs)
+        task = local_blobs[0]
+        few_shot = meta.adapt(task.X_support, task.y_support)
+        proba = few_shot.predict_proba(task.X_query)
+        np.testing.assert_allclose(proba, found[0], rtol=1e-4, atol=1e-6)
 
 
 def test_a_weight_of_zero_leaves_a_learner_out(sinusoids):
