@@ -38,10 +38,15 @@ def residuals(found):
     return (found.values[rows] - y).reshape(len(y), -1)
 
 
-def row_weights(found):
-    """Weights of the labelled query rows; they sum to 1."""
+def _weights_of_rows(found):
+    """Of the labelled query rows, as the task has them."""
     y, _, weight = scored_rows(found)
-    weight = np.ones(len(y)) if weight is None else weight
+    return np.ones(len(y)) if weight is None else weight
+
+
+def row_weights(found):
+    """The same, of sum 1."""
+    weight = _weights_of_rows(found)
     return weight / weight.sum()
 
 
@@ -146,10 +151,13 @@ def support_weights(by_member):
     """
     if not by_member[0]:
         return np.full(len(by_member), 1 / len(by_member))
+    share = np.concatenate([*map(_weights_of_rows, by_member[0])])
+    share = share / share.mean()
     if by_likelihood(by_member):
-        return softmax([sum(log_scores(f).sum() for f in m) for m in by_member])
+        logs = np.array([np.concatenate([*map(log_scores, m)]) for m in by_member])
+        return softmax(logs @ share)
     errors = np.array([np.concatenate([*map(residuals, m)]) for m in by_member])
-    squared = (errors**2).mean(axis=1)
+    squared = (errors**2 * share[:, None]).mean(axis=1)
     squared = np.maximum(squared, 1e-12 * squared.max(axis=0) + 1e-300)
     return softmax(-0.5 * errors.shape[1] * np.log(squared).sum(axis=1))
 

@@ -174,6 +174,13 @@ def test_support_weights_are_bayes_rule():
     bad = [predicted(y + 1, y, std=np.ones(3))]
     weights = support_weights([good, bad])
     np.testing.assert_allclose(weights[1] / weights[0], np.exp(-1.5))
+    # Rows count by their weights.
+    rows = [predicted(y[i : i + 1], y[i : i + 1], std=np.ones(1)) for i in range(3)]
+    for found, weight in zip(rows, (0.5, 0.5, 2.0), strict=True):
+        found.task.sample_weight = np.array([weight])
+    worse = [one._replace(values=one.values + i) for i, one in enumerate(rows)]
+    found = support_weights([rows, worse])
+    np.testing.assert_allclose(found[1] / found[0], np.exp(-0.5 * (0.5 + 4 * 2.0)))
     order = support_weights([bad, good])
     np.testing.assert_allclose(order, weights[::-1])
     assert np.allclose(support_weights([[], []]), 0.5)
