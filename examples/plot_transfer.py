@@ -86,8 +86,9 @@ for encoder_name, encoder in encoders.items():
 # %%
 # With five old classes there is little to learn about digits as such: a network keeps
 # what tells these five apart, and that is not what tells 5 to 9 apart. The raw pixels
-# are as good a start. With hundreds of old classes, as in Omniglot, it is the other way
-# round.
+# are as good a start. With more old classes it is the other way round: hundreds of
+# characters in Omniglot, or just these five digits turned and mirrored, each position a
+# class of its own, see :doc:`/results/transfer`.
 colors = dict(
     zip(heads, ["tab:blue", "tab:orange", "tab:green", "tab:red", "black"], strict=True)
 )

@@ -247,7 +247,8 @@ def page(found):
         "these very tasks, with its standard error, paired by task. Weights in the "
         "order of the members, learned on validation tasks (heart: on one source "
         "hospital after the other, by members trained on the rest; mean over the "
-        "four targets).",
+        "four targets). After a first run support weights were made to count rows by "
+        "their weights (heart), and learned soups to start from the uniform one.",
     ]
     for key, result in found.items():
         run, metric = TABLES[key]
