@@ -6,7 +6,11 @@ from inspect import signature
 import numpy as np
 from scipy import stats
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+from sklearn.compose import make_column_selector, make_column_transformer
+from sklearn.impute import SimpleImputer
 from sklearn.metrics import get_scorer
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from sk_meta.few_shot import FewShotClassifier, FewShotRegressor
 from sk_meta.pipeline import parts_of, transform_tasks
@@ -76,7 +80,8 @@ class Evaluation:
     scores : array of shape (n_tasks,)
     baseline_scores : array of shape (n_tasks,)
         Of the same estimator without a learned prior: class means or ridge regression
-        on the support set, after the pipeline's transformers.
+        on the support set, after the pipeline's transformers. Categories and missing
+        values that are left then are encoded and imputed by the support set.
     names : list of str or None
     metric : str
     """
@@ -150,7 +155,7 @@ def evaluate(model, tasks, scoring=None):
     scores, baselines, names = [], [], []
     for found in meta.predict_tasks(tasks):
         scores.append(_score(found, scorer, metric))
-        baselines.append(_score(_without_prior(found), scorer, metric))
+        baselines.append(_score(without_prior(found), scorer, metric))
         names.append(found.task.name)
     return Evaluation(np.array(scores), np.array(baselines), names, metric)
 
@@ -214,6 +219,8 @@ def _check_scoring(scoring):
 
 
 def _scorer(scoring, meta):
+    if isinstance(scoring, _TaskScorer):
+        scoring = scoring.scoring
     if scoring is None:
         scoring = "accuracy" if meta._classification else "r2"
     _check_scoring(scoring)
@@ -232,8 +239,17 @@ def _score(found, scorer, metric):
     return scorer(predicted, X, y_true, sample_weight=weight)
 
 
-def _without_prior(found):
-    """The same prediction, made from the support set alone."""
+def without_prior(found):
+    """The same prediction, made from the support set alone.
+
+    Parameters
+    ----------
+    found : TaskPrediction
+
+    Returns
+    -------
+    TaskPrediction
+    """
     task = found.task
     if needs_fit(task):
         X_support, X_query = task.fit_support(found.support, found.query)
@@ -242,9 +258,7 @@ def _without_prior(found):
             take_rows(task.X, found.support),
             take_rows(task.X, found.query),
         )
-    X_support, X_query = (
-        numeric(X, task.label()).reshape(len(X), -1) for X in (X_support, X_query)
-    )
+    X_support, X_query = _numbers(X_support, X_query, task.label())
     support = found.support
     if task.labeled is not None:
         X_support = X_support[task.labeled[support]]
@@ -259,3 +273,32 @@ def _without_prior(found):
     columns = np.searchsorted(found.classes, few_shot.classes_)
     values[:, columns] = few_shot.predict_proba(X_query)
     return found._replace(values=values)
+
+
+def _numbers(X_support, X_query, what):
+    """Rows as finite numbers, (n, n_features) each.
+
+    A learner may know what to do with categories and gaps; without one, a statistician
+    would encode, impute and scale them by the support set.
+    """
+    if hasattr(X_support, "iloc"):
+        kinds = X_support.select_dtypes("number").shape[1] < X_support.shape[1]
+        if kinds or X_support.isna().any(axis=None) or X_query.isna().any(axis=None):
+            scale = make_pipeline(
+                SimpleImputer(keep_empty_features=True), StandardScaler()
+            )
+            encode = OneHotEncoder(handle_unknown="ignore", sparse_output=False)
+            table = make_column_transformer(
+                (scale, make_column_selector(dtype_include="number")),
+                (encode, make_column_selector(dtype_exclude="number")),
+            )
+            return table.fit_transform(X_support), table.transform(X_query)
+    X_support, X_query = (X.reshape(len(X), -1) for X in _arrays(X_support, X_query))
+    if any(X.dtype.kind == "f" and np.isnan(X).any() for X in (X_support, X_query)):
+        impute = SimpleImputer(keep_empty_features=True).fit(X_support)
+        X_support, X_query = impute.transform(X_support), impute.transform(X_query)
+    return [numeric(X, what) for X in (X_support, X_query)]
+
+
+def _arrays(*tables):
+    return [X.to_numpy() if hasattr(X, "iloc") else np.asarray(X) for X in tables]

@@ -54,10 +54,13 @@ class NetworkBuilder:
             with torch.no_grad():
                 output = network(torch.zeros(2, *self.input_shape_))
         except RuntimeError as error:
+            advice = "Name the parameter for the number of features `n_features` (or "
+            advice += "`input_shape`) and leave it unset."
+            if len(self.input_shape_) == 2:
+                advice = "Images need an axis of channels: X[:, None]."
             raise ValueError(
                 f"{name} does not take rows of shape {self.input_shape_}, which these "
-                f"tasks have: {error}. Name the parameter for the number of features "
-                "`n_features` (or `input_shape`) and leave it unset."
+                f"tasks have: {error}. {advice}"
             ) from error
         network.train(was_training)
         if not torch.is_tensor(output) or output.ndim != 2 or len(output) != 2:

@@ -46,6 +46,8 @@ def apply_head(fitted, Z):
     """Predictions of such a head: (probabilities or means, std or None).
 
     A classifier without `predict_proba` gives the softmax of its decision function.
+    Else the largest probability is that of the label which the head predicts: where its
+    own probabilities say otherwise, as Platt's of SVC may, the two are exchanged.
     """
     head, classes = fitted
     if classes is None:
@@ -54,6 +56,7 @@ def apply_head(fitted, Z):
         return np.asarray(head.predict(Z), dtype=float), None
     if hasattr(head, "predict_proba"):
         values = head.predict_proba(Z)
+        values = _led_by(np.searchsorted(head.classes_, head.predict(Z)), values)
     else:
         scores = head.decision_function(Z)
         if scores.ndim == 1:  # two classes
@@ -62,3 +65,20 @@ def apply_head(fitted, Z):
     columns = np.zeros((len(values), len(classes)))
     columns[:, np.searchsorted(classes, head.classes_)] = values
     return columns, None
+
+
+def _led_by(labels, values):
+    """Probabilities whose largest is that of the label.
+
+    Parameters
+    ----------
+    labels : int array of shape (n,)
+    values : array of shape (n, n_classes)
+    """
+    rows, values = np.arange(len(values)), np.array(values, dtype=float)
+    first = values.argmax(axis=1)
+    values[rows, first], values[rows, labels] = (
+        values[rows, labels],
+        values[rows, first],
+    )
+    return values

@@ -65,18 +65,18 @@ class Averaged:
         """Predictions of tasks with support sets; members see many tasks at once."""
         found = zip(*(m.predict_tasks(tasks) for m in self.members), strict=True)
         joined = []
-        for of_members in found:
+        for task, of_members in zip(tasks, found, strict=True):
             weights = self.weights
             if weights is None:
-                weights = self.weights_of(_support_of(of_members[0]))
+                weights = self.weights_of(_support_of(task, of_members[0]))
             values = mixture([(one.values, one.std) for one in of_members], weights)
             joined.append(TaskPrediction(*of_members[0][:4], *values))
         return joined
 
 
-def _support_of(found):
-    """The support rows that a prediction was made from."""
-    task, rows = found.task, found.support
+def _support_of(task, found):
+    """The support rows that a prediction was made from, before any transformer."""
+    rows = found.support
     weight = None if task.sample_weight is None else task.sample_weight[rows]
     X = take_rows(task.X, rows)
     return SupportRows(X, task.y[rows], weight, task.metadata, found.classes)

@@ -2,6 +2,8 @@
 
 from typing import ClassVar
 
+import numpy as np
+from sklearn.base import is_classifier, is_regressor
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import train_test_split
 from sklearn.utils import check_random_state
@@ -39,7 +41,7 @@ class _Fusion(TaskByTask, _BaseComposition):
         "learners": [list],
         "how": [StrOptions(set(_NAMED_WEIGHTS))],
         "weights": [StrOptions({"uniform", "learned", "support"}), "array-like"],
-        "head": [HasMethods(["fit", "predict"]), None],
+        "head": [HasMethods(["fit", "predict"]), None],  # the kind by _check_weights
         "validation": [Interval(RealNotInt, 0, 1, closed="neither")],
         "random_state": ["random_state"],
     }
@@ -103,11 +105,13 @@ class _Fusion(TaskByTask, _BaseComposition):
         check_learners(self.learners, self._classification)
         self._validate_names([name for name, _ in self.learners])
         tasks, schema = self._check_fit(tasks)
-        rng = None
+        rng, soup = None, self.how == "soup"
         if self.random_state is not None:
             rng = check_random_state(self.random_state)
+        elif soup:
+            rng = np.random.RandomState(np.random.SeedSequence().generate_state(4))
         old, held_out = self._split(tasks, rng)
-        members = fit_members(self.learners, old, rng)
+        members = fit_members(self.learners, old, rng, alike=soup)
         check_agreement(members, schema)
         schema.classes = members[0].meta.schema_.classes
         held_out = with_support(held_out, self._draws(held_out, schema))
@@ -131,6 +135,17 @@ class _Fusion(TaskByTask, _BaseComposition):
             )
         if not isinstance(self.weights, str):
             given(self.weights, len(self.learners))
+        if self.head is None:
+            return
+        if self.how != "concatenate":
+            raise ValueError(
+                f"head is for how='concatenate'; with how={self.how!r} it would do "
+                "nothing. Leave it out."
+            )
+        right = is_classifier if self._classification else is_regressor
+        if not right(self.head):
+            kind = "classifier" if self._classification else "regressor"
+            raise TypeError(f"head must be a {kind}, got {self.head!r}.")
 
     def _split(self, tasks, rng):
         """Tasks to fit learners on, and those to learn weights from."""
@@ -248,7 +263,7 @@ class FusionClassifier(ClassifiesTasks, _Fusion):
         fitted to each support set.
         "soup": one learner with the weighted mean of the parameters; they must be of
         one class and architecture, and should descend from one training, or at least
-        one initialisation (`random_state`): else their mean means nothing.
+        one initialisation (the same `random_state`): else their mean means nothing.
     weights : {"uniform", "learned", "support"} or array, default="uniform"
         "learned": of least query loss over validation tasks, none negative and of sum
         1. "support": for each task anew, by how well each learner predicts the rows of
@@ -266,7 +281,8 @@ class FusionClassifier(ClassifiesTasks, _Fusion):
     evaluation_seed : int, default=0
         Seed of that draw in `predict` and `score`.
     random_state : int, RandomState instance or None, default=None
-        Seed of learners that have none, and of the split for "learned".
+        Seed of learners that have none, and of the split for "learned". Learners of a
+        soup get the same one, so that they start alike.
 
     Attributes
     ----------
@@ -325,7 +341,7 @@ class FusionRegressor(RegressesTasks, _Fusion):
         fitted to each support set.
         "soup": one learner with the weighted mean of the parameters; they must be of
         one class and architecture, and should descend from one training, or at least
-        one initialisation (`random_state`): else their mean means nothing.
+        one initialisation (the same `random_state`): else their mean means nothing.
     weights : {"uniform", "learned", "support"} or array, default="uniform"
         "learned": of least query loss over validation tasks, none negative and of sum
         1. "support": for each task anew, by how well each learner predicts the rows of
@@ -342,7 +358,8 @@ class FusionRegressor(RegressesTasks, _Fusion):
     evaluation_seed : int, default=0
         Seed of that draw in `predict` and `score`.
     random_state : int, RandomState instance or None, default=None
-        Seed of learners that have none, and of the split for "learned".
+        Seed of learners that have none, and of the split for "learned". Learners of a
+        soup get the same one, so that they start alike.
 
     Attributes
     ----------

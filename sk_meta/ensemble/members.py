@@ -115,7 +115,7 @@ def frozen(learner):
     return isinstance(learner, FrozenEstimator)
 
 
-def fit_members(learners, tasks, rng):
+def fit_members(learners, tasks, rng, alike=False):
     """Members, in order; those that are not frozen are fitted on the tasks.
 
     Parameters
@@ -124,9 +124,14 @@ def fit_members(learners, tasks, rng):
     tasks : list of Task, or EpisodeSampler
     rng : RandomState, or None
         Seeds those that have no `random_state`.
+    alike : bool, default=False
+        Whether all get the same seeds, and so start from the same parameters.
     """
     members = []
+    seed = None if rng is None else int(rng.randint(2**31 - 1))
     for name, learner in learners:
+        if alike:
+            rng = np.random.RandomState(seed)
         if frozen(learner):
             model = learner.estimator
         else:

@@ -10,13 +10,14 @@ import torch
 from sk_meta.engine.batching import group_losses
 from sk_meta.engine.each_task import can_pad
 from sk_meta.engine.meta_step import MetaStep
-from sk_meta.metrics import _without_prior
+from sk_meta.metrics import without_prior
 from sk_meta.predictions import scored_rows
 
 _CHUNK = 32  # tasks that are evaluated at once
 _SURE = 1.645  # standard errors: one-sided, 5 %
 HUGE = float(np.finfo(np.float32).max)  # a loss that is no number
 _N_RESAMPLES = 2000
+_FEW = 5  # worst tasks held out, for a verdict that stays
 _CONFIDENCE = 0.9  # of intervals: their upper ends are one-sided bounds of 95 %
 
 
@@ -68,7 +69,7 @@ def worse_than_no_prior(found):
 
     By the mean difference of the losses of rows, if it is beyond chance.
     """
-    difference = _row_losses(found) - _row_losses(_without_prior(found))
+    difference = _row_losses(found) - _row_losses(without_prior(found))
     if len(difference) < 2:
         return False
     weight = scored_rows(found)[2]
@@ -328,7 +329,8 @@ class RepairReport:
             f"Loss on {len(self.held_out)} held-out tasks, with 90 % intervals "
             f"({self.n_better} got better):"
         ]
-        worst = f"worst {100 * self.alpha:.3g} %"
+        n_worst = self.alpha * len(self.held_out)
+        worst = f"worst {100 * self.alpha:.3g} % ({n_worst:.3g} tasks)"
         for name, label in (("mean", "mean"), ("worst", worst)):
             parts = self.comparison[name]
             before, after, change = (
@@ -336,6 +338,10 @@ class RepairReport:
                 for side in ("before", "after", "change")
             )
             lines.append(f"  {label}: {before} -> {after}; change {change}")
+        if n_worst < _FEW:
+            lines.append(
+                f"  {n_worst:.3g} tasks decide little: pass more, or a larger alpha."
+            )
         return lines
 
 

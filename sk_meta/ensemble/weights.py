@@ -168,8 +168,15 @@ def given(weights, n_members):
         return None
     if isinstance(weights, str):  # "uniform"
         return np.full(n_members, 1 / n_members)
-    weights = np.asarray(weights, dtype=float)
-    fits = weights.shape == (n_members,) and np.isfinite(weights).all()
+    try:
+        weights = np.asarray(weights, dtype=float)
+    except TypeError:
+        weights = np.array(weights, dtype=object)
+    fits = (
+        weights.dtype == float
+        and weights.shape == (n_members,)
+        and np.isfinite(weights).all()
+    )
     if not fits or (weights < 0).any() or not weights.any():
         raise ValueError(
             f"weights must be {n_members} numbers of at least 0, one for each of the "

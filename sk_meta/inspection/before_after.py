@@ -17,6 +17,7 @@ from sk_meta.inspection._shared import (
     settled,
 )
 from sk_meta.pipeline import adapt
+from sk_meta.task_by_task import TaskByTask
 
 _QUANTILE = 1.645  # of the standard normal: a nominal 90 % interval
 _NO_WEIGHT = 1e-30  # rows that count for nothing; a weight of 0 everywhere is refused
@@ -309,6 +310,8 @@ def _before(meta, X, y, weight, metadata, grid):
         state, _ = learner.adapt_state(X, targets, weight, metadata)
         return learner.apply_state(state, grid, 0)
 
+    if isinstance(meta, TaskByTask):
+        return None  # heads and fusions have nothing to say of no row
     inner = learner_with_steps(meta)
     if inner is not None:
         start = deepcopy(inner)

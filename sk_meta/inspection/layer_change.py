@@ -105,9 +105,8 @@ class LayerChangeDisplay:
         inner = learner_with_steps(meta)
         if inner is None:
             raise TypeError(
-                f"{type(meta).__name__} takes no gradient steps on a network when it "
-                "adapts, so no layer changes. Pass a gradient-based method, such as "
-                "MAMLClassifier."
+                f"{type(meta).__name__} has no network whose layers change within a "
+                "Learner. Pass a gradient-based method, such as MAMLClassifier."
             )
         tasks, _ = settled(steps, meta, tasks)
         after = deepcopy(inner)

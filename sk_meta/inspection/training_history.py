@@ -62,7 +62,8 @@ class TrainingHistoryDisplay:
         Parameters
         ----------
         model : meta-learner, Pipeline ending in one, or search over these
-            Fitted. For validation losses, fit it with ``TaskNet(train_split=...)``.
+            Fitted. Of a transfer learner, the training of its TorchEncoder is shown.
+            For validation losses, fit it with ``TaskNet(train_split=...)``.
         ax, smoothing
             See `plot`.
 
@@ -72,6 +73,8 @@ class TrainingHistoryDisplay:
         """
         _, meta = fitted_parts(model, cls)
         history = getattr(meta, "history_", None)
+        if history is None and hasattr(meta, "encoder_"):
+            history = _history_of_encoder(meta.encoder_)
         if history is None:
             raise TypeError(
                 f"{type(meta).__name__} keeps no history of its training: it was not "
@@ -189,3 +192,11 @@ def _running_mean(values, past):
             total, weight = past * total + value, past * weight + 1
         found.append(total / weight if weight else np.nan)
     return np.array(found)
+
+
+def _history_of_encoder(encoder):
+    """Of a TorchEncoder, maybe frozen or at the end of a Pipeline; else None."""
+    while hasattr(encoder, "estimator") or hasattr(encoder, "steps"):
+        steps = getattr(encoder, "steps", None)
+        encoder = steps[-1][1] if steps else encoder.estimator
+    return getattr(getattr(encoder, "net_", None), "history", None)

@@ -140,8 +140,8 @@ class Writer:
             )
         if isinstance(value, TaskByTask):
             raise TypeError(
-                f"{where} is a {kind.__name__}, which holds estimators of any kind: "
-                "they cannot be saved without pickle. Use joblib.dump."
+                f"{where} holds estimators of any kind, which cannot be saved without "
+                "pickle. Use joblib.dump."
             )
         name = known.name_of(kind, known.estimators())
         if name not in known.estimators():

@@ -39,6 +39,14 @@ def within(encoder):
     return encoder.estimator if isinstance(encoder, FrozenEstimator) else encoder
 
 
+def split_network(encoder):
+    """What comes before the last step of an encoder, or None, and that step."""
+    encoder = within(encoder)
+    if isinstance(encoder, Pipeline):
+        return encoder[:-1], within(encoder.steps[-1][1])
+    return None, encoder
+
+
 def takes_images(encoder):
     """Whether rows of more than one axis need not be flattened for an encoder."""
     while isinstance(encoder, Pipeline):

@@ -21,9 +21,9 @@ from sk_meta.transfer.parts import (
     own_generator,
     say,
     seeded_clone,
+    split_network,
     takes_images,
     two_seeds,
-    within,
 )
 from sk_meta.transfer.pooling import pool
 
@@ -134,12 +134,18 @@ class _Transfer(TaskByTask):
             X = pd.DataFrame(X, columns=None if names is None else list(names))
         return as_table(X, self._as_images)
 
+    def _network_input(self, X):
+        """The TorchEncoder to fine-tune, and rows as they come to it."""
+        before, network = split_network(self.encoder_)
+        X = self._encoder_input(X)
+        return network, X if before is None else before.transform(X)
+
     def _adapt_to(self, support):
         support = drop_unweighted(support)
         self._check_classes(support)
         if isinstance(self._head, FineTuning):
-            X = self._encoder_input(support.X)
-            return self._head.tune(within(self.encoder_), X, support)
+            network, X = self._network_input(support.X)
+            return self._head.tune(network, X, support)
         Z, head = self.embed(support.X), self._head_for(support)
         try:
             with own_generator():
@@ -155,8 +161,8 @@ class _Transfer(TaskByTask):
     def apply_state(self, state, X, n_classes):
         """See `TaskByTask.apply_state`."""
         if isinstance(self._head, FineTuning):
-            X = self._encoder_input(self._check_rows(X))
-            values, std = state.predict(within(self.encoder_).check_rows(X)), None
+            network, X = self._network_input(self._check_rows(X))
+            values, std = state.predict(network.check_rows(X)), None
         else:
             values, std = apply_head(state, self.embed(X))
         if not self._classification and not self.schema_.multi_output:
@@ -200,14 +206,14 @@ class _Transfer(TaskByTask):
     def _make_head(self, seed):
         head = self._default_head() if self.head is None else self.head
         if isinstance(head, FineTuning):
-            encoder = within(self.encoder)
+            _, encoder = split_network(self.encoder)
             if not isinstance(encoder, TorchEncoder):
                 raise TypeError(
                     "FineTuning trains a network, so that encoder must be a "
-                    f"TorchEncoder; got {say(encoder)}. Pass encoder=TorchEncoder(), "
-                    "or an sklearn estimator as head."
+                    f"TorchEncoder, or a Pipeline that ends in one; got {say(encoder)}."
+                    " Pass encoder=TorchEncoder(), or an sklearn estimator as head."
                 )
-        elif isinstance(head, type) or not self._is_head(head):
+        elif isinstance(head, type | str) or not self._is_head(head):
             kind = "classifier" if self._classification else "regressor"
             raise TypeError(
                 f"head of a {type(self).__name__} must be a {kind}, FineTuning or "
@@ -264,10 +270,12 @@ class TransferClassifier(ClassifiesTasks, _Transfer):
     first step of a Pipeline) with sklearn's tag ``input_tags.three_d_array``, such as
     TorchEncoder.
 
-    A head without `predict_proba` (SVC, RidgeClassifier) gives the softmax of its
-    decision function: good for the order of classes, not calibrated. Labels are those
-    of the largest probability; where SVC has a tie of votes, its decision function
-    breaks it, as with ``SVC(break_ties=True)``.
+    Labels are those that the head predicts. A head without `predict_proba` (SVC,
+    RidgeClassifier) gives the softmax of its decision function for probabilities: good
+    for the order of classes, not calibrated; where SVC has a tie of votes, its decision
+    function breaks it, as with ``SVC(break_ties=True)``. Where a head's probabilities
+    are largest for another class than it predicts (Platt's of SVC, with few rows), the
+    two are exchanged.
 
     References
     ----------

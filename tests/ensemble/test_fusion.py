@@ -5,6 +5,7 @@ import pickle
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from sklearn.base import clone
 from sklearn.decomposition import PCA
 from sklearn.exceptions import NotFittedError
@@ -251,6 +252,30 @@ def test_concatenate_is_a_head_on_all_features(local_blobs):
         few_shot.predict(task.X_query), head.predict(features(task.X_query))
     )
     assert few_shot.predict_proba(task.X_query).shape == (len(task.X_query), 3)
+
+
+def test_support_weights_of_pipelines_see_rows_once():
+    tasks = make_blob_tasks(
+        8, n_classes=3, n_support=9, labels="shared", random_state=0
+    )
+    learners = [
+        ("pca", make_pipeline(TaskTransformer(PCA(2)), classifiers()[0][1])),
+        ("r2d2", clone(R2D2)),
+    ]
+    meta = FusionClassifier(learners, weights="support", random_state=0).fit(tasks)
+    for task, found in zip(tasks, values_of(meta, tasks), strict=True):
+        few_shot = meta.adapt(task.X_support, task.y_support)
+        proba = few_shot.predict_proba(task.X_query)
+        np.testing.assert_allclose(found, proba, rtol=1e-4, atol=1e-6)
+
+
+def test_learners_of_a_soup_start_alike(sinusoids):
+    nets = [TaskNet(module__hidden=(4,), max_epochs=0, lr=lr) for lr in (1e-3, 1e-2)]
+    learners = [(f"{net.lr}", R2D2Regressor(net)) for net in nets]
+    for seed in (0, None):
+        meta = FusionRegressor(learners, "soup", random_state=seed).fit(sinusoids)
+        one, other = (m.learner_.state_dict() for _, m in meta.learners_)
+        assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_members_without_a_network(local_blobs):

@@ -6,7 +6,7 @@ import pytest
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
-from sklearn.linear_model import Ridge
+from sklearn.linear_model import Ridge, RidgeClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -58,6 +58,21 @@ def bad(make, kind, match):
             lambda t: FusionClassifier(classifiers(), weights=[1, 2, 3]),
             ValueError,
             "2 numbers",
+        ),
+        bad(
+            lambda t: FusionClassifier(classifiers(), weights={"maml": 1}),
+            ValueError,
+            "got {'maml': 1}",
+        ),
+        bad(
+            lambda t: FusionClassifier(classifiers(), "concatenate", head=Ridge()),
+            TypeError,
+            "head must be a classifier",
+        ),
+        bad(
+            lambda t: FusionClassifier(classifiers(), head=RidgeClassifier()),
+            ValueError,
+            "head is for how='concatenate'",
         ),
         bad(
             lambda t: FusionClassifier(classifiers(), weights=[0, 0]),
@@ -129,7 +144,7 @@ def test_bad_input_raises_and_changes_nothing(make, kind, match, blobs):
         np.testing.assert_array_equal(one, other)
 
 
-PARAMETERS = ("learners", "how", "weights")
+PARAMETERS = ("learners", "how", "weights", "head")
 
 
 def narrow(tasks):

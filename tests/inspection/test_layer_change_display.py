@@ -139,7 +139,7 @@ def test_a_head_made_of_prototypes(blobs, small_net):
 
 def test_learners_whose_layers_do_not_change(blobs, small_net):
     meta = PrototypicalClassifier(small_net(), random_state=0).fit(blobs[:8])
-    with pytest.raises(TypeError, match="PrototypicalClassifier takes no gradient"):
+    with pytest.raises(TypeError, match="Classifier has no network whose layers"):
         show(meta, blobs[8:])
 
 

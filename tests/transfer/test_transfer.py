@@ -35,6 +35,7 @@ from sk_meta import (
     TransferClassifier,
     TransferRegressor,
     adapt,
+    evaluate,
     save,
     task_scorer,
 )
@@ -336,7 +337,7 @@ BAD = [
     ({"head": PCA()}, TypeError, "must be a classifier"),
     ({"head": LogisticRegression}, TypeError, "must be a classifier"),
     ({"head": FineTuning()}, TypeError, "must be a TorchEncoder"),
-    ({"encoder": PCA(), "head": FineTuning()}, TypeError, "TorchEncoder; got PCA"),
+    ({"encoder": PCA(), "head": FineTuning()}, TypeError, "that ends in one; got PCA"),
     ({"head": SVC(decision_function_shape="ovo")}, ValueError, "Leave it at 'ovr'"),
     ({"support_size": 0}, ValueError, "support_size must be"),
     ({"random_state": "a"}, ValueError, "random_state"),
@@ -415,3 +416,59 @@ def test_episodes_of_the_same_table_warn_of_a_leak():
     meta = TransferClassifier(PCA(2)).fit(episodes)
     with pytest.warns(UserWarning, match="drawn from the table"):
         meta.score(episodes)
+
+
+@pytest.mark.filterwarnings("ignore:The `probability` parameter:FutureWarning")
+def test_labels_are_those_that_the_head_predicts():
+    """Platt's probabilities of few rows may say the opposite of the SVC."""
+    tasks, differ = blobs(12, n_support=15), 0
+    meta = TransferClassifier("passthrough", SVC(probability=True, random_state=0))
+    meta.fit(tasks)
+    for task in tasks:
+        svc = SVC(probability=True, random_state=0)
+        svc.fit(task.X_support, task.y_support)
+        few_shot = meta.adapt(task.X_support, task.y_support)
+        labels = svc.predict(task.X_query)
+        np.testing.assert_array_equal(few_shot.predict(task.X_query), labels)
+        proba = few_shot.predict_proba(task.X_query)
+        own = svc.predict_proba(task.X_query)
+        np.testing.assert_allclose(np.sort(proba, axis=1), np.sort(own, axis=1))
+        differ += (svc.classes_[own.argmax(axis=1)] != labels).sum()
+    assert differ > 0
+
+
+def test_fine_tuning_at_the_end_of_a_pipeline():
+    *old, new = blobs()
+    net = RowNet(module__hidden=(4,), max_epochs=1)
+    scale = StandardScaler().fit(np.concatenate([task.X for task in old]))
+    encoder = make_pipeline(FrozenEstimator(scale), TorchEncoder(net, random_state=0))
+    head = FineTuning(max_steps=3, random_state=0)
+    meta = TransferClassifier(encoder, head).fit(old)
+    found = meta.predict_proba([new])[0]
+    scaled = [task.replace_X(scale.transform(task.X)) for task in [*old, new]]
+    alone = TransferClassifier(TorchEncoder(net, random_state=0), head)
+    expected = alone.fit(scaled[:-1]).predict_proba(scaled[-1:])[0]
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_evaluate_tables_with_categories_and_gaps():
+    rng = np.random.default_rng(0)
+    tasks = []
+    for _ in range(8):
+        y = np.arange(20) % 2
+        letters = np.array(["u", "v"])[y]
+        X = pd.DataFrame({"a": rng.normal(size=20) + 2 * y, "b": letters})
+        X.loc[3, "a"] = np.nan
+        tasks.append(Task(X, y, support=range(8)))
+    encoder = make_column_transformer(
+        (make_pipeline(SimpleImputer(), StandardScaler()), ["a"]),
+        (OneHotEncoder(), ["b"]),
+    )
+    meta = TransferClassifier(encoder).fit(tasks)
+    found = evaluate(meta, tasks, task_scorer("accuracy"))
+    assert found.metric == "accuracy"
+    assert (found.scores > 0.9).all()  # the category tells
+    assert (found.baseline_scores > 0.9).all()
+    arrays = [task.replace_X(task.X[["a"]].to_numpy()) for task in tasks]
+    meta = TransferClassifier(SimpleImputer()).fit(arrays)
+    assert np.isfinite(evaluate(meta, arrays).baseline_scores).all()
