@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from skorch.callbacks import LRScheduler
+from skorch.callbacks import GradientNormClipping, LRScheduler
 
 from sk_meta import (
     ANILClassifier,
@@ -124,6 +124,22 @@ def maml_without_convolutions(X, y, iterations, ways):
     return MAMLClassifier(net, inner_lr=1.0, random_state=0), episodes
 
 
+def implicit_maml(X, y, iterations, ways):
+    """Gradients are clipped: now and then the implicit one is very long."""
+    make = steps(
+        IMAMLClassifier,
+        2,
+        lr=2e-3,
+        regularization=0.5,
+        inner_lr=0.4,
+        n_inner_steps=8,
+        n_cg_steps=4,
+    )
+    meta, episodes = make(X, y, iterations, ways)
+    clip = ("clip", GradientNormClipping(1.0))
+    return meta.set_params(net__callbacks=[*meta.net.callbacks, clip]), episodes
+
+
 METHODS = {
     "prototypes": Method(embedding(PrototypicalClassifier), 14_000),
     "matching": Method(embedding(MatchingClassifier), 14_000),
@@ -158,18 +174,7 @@ METHODS = {
         5000,
         False,
     ),
-    "imaml": Method(
-        steps(
-            IMAMLClassifier,
-            2,
-            regularization=0.5,
-            inner_lr=0.4,
-            n_inner_steps=8,
-            n_cg_steps=4,
-        ),
-        3500,
-        False,
-    ),
+    "imaml": Method(implicit_maml, 2000, False),
     "joint": Method(
         steps(JointClassifier, 4, adapt_lr=0.1, n_adapt_steps=10),
         1500,

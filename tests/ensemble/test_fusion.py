@@ -33,6 +33,7 @@ from sk_meta import (
     TaskNet,
     TaskTransformer,
     TransferClassifier,
+    check_meta_estimator,
     evaluate,
     task_scorer,
 )
@@ -473,3 +474,15 @@ def test_before_fit(blobs):
         meta.predict(blobs)
     with pytest.raises(NotFittedError):
         meta.adapt(blobs[0].X, blobs[0].y)
+
+
+@pytest.mark.parametrize(
+    "fusion",
+    [
+        FusionClassifier(classifiers(), weights=[1, 2]),
+        FusionRegressor([("a", R2D2Regressor(NET)), ("b", R2D2Regressor(NET))], "soup"),
+    ],
+    ids=["average", "soup"],
+)
+def test_conventions(fusion):
+    check_meta_estimator(fusion)
