@@ -167,9 +167,9 @@ class DistilledLearner(WrappedLearner):
         for teacher in map(_thawed, self._teachers()):
             if not isinstance(teacher, MetaEstimator | WrappedLearner):
                 raise TypeError(
-                    "teacher must be a meta-learner, FrozenEstimator of a fitted one, "
-                    f"or a list of these; got {type(teacher).__name__}. In a Pipeline, "
-                    "distil its last step."
+                    "teacher must be a meta-learner with a network, FrozenEstimator of "
+                    f"a fitted one, or a list of these; got {type(teacher).__name__}. "
+                    "In a Pipeline, distil its last step."
                 )
         student = self.meta_learner
         if self.student is not None and not isinstance(student, MetaEstimator):

@@ -223,8 +223,9 @@ class SelectBest(_BaseComposition, WrappedLearner):
             )
         if not isinstance(learner, MetaEstimator | WrappedLearner):
             raise TypeError(
-                f"{name!r} must be a meta-learner, got {type(learner).__name__}. In a "
-                "Pipeline, put SelectBest in its last step."
+                f"{name!r} must be a meta-learner with a network, got "
+                f"{type(learner).__name__}. In a Pipeline, put SelectBest in its last "
+                "step."
             )
         first_name, first = self.learners[0]
         if learner._classification != first._classification:
