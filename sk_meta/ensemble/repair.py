@@ -31,6 +31,7 @@ from sk_meta.ensemble.tail import (
     usual_end,
     worse_than_no_prior,
 )
+from sk_meta.metrics import task_scorer
 from sk_meta.tasks.sampling import tables_of
 from sk_meta.tasks.stacking import MetaBatches
 from sk_meta.tasks.validation import check_tasks
@@ -87,6 +88,10 @@ class RepairedLearner(WrappedLearner):
     lr : float, default=None
         Outer-loop learning rate, which falls to 0 along a cosine; None for that of the
         meta-learner's net.
+    scoring : str or callable, default=None
+        A metric of sklearn, such as "accuracy", or a scorer, whose mean over the
+        held-out tasks must not fall either. With None losses decide alone; a score may
+        part from them, as R^2 does, which divides by the variance of each task.
     random_state : int, RandomState instance or None, default=None
         Seed of what is held out, of the draws in training, and of an unfitted
         meta-learner without a `random_state`.
@@ -173,6 +178,7 @@ class RepairedLearner(WrappedLearner):
         "validation": [Interval(Real, 0, 1, closed="neither")],
         "max_epochs": [Interval(Integral, 1, None, closed="left")],
         "lr": [Interval(Real, 0, None, closed="neither"), None],
+        "scoring": "no_validation",  # by task_scorer
         "random_state": ["random_state"],
     }
 
@@ -187,6 +193,7 @@ class RepairedLearner(WrappedLearner):
         validation=0.25,
         max_epochs=50,
         lr=None,
+        scoring=None,
         random_state=None,
     ):
         self.meta_learner = meta_learner
@@ -197,6 +204,7 @@ class RepairedLearner(WrappedLearner):
         self.validation = validation
         self.max_epochs = max_epochs
         self.lr = lr
+        self.scoring = scoring
         self.random_state = random_state
 
     @property
@@ -244,6 +252,8 @@ class RepairedLearner(WrappedLearner):
         if found:
             trial = self._train(meta, datasets[0], losses, found, report, rng)
             self._judge(meta, trial, datasets[1], report, rng)
+            if report.repaired and self.scoring is not None:
+                self._check_score(meta, trial, unseen, report)
         if report.repaired:
             trial._tables_of_fit = tables_of(tasks) | meta._tables_of_fit
             meta = trial
@@ -254,6 +264,8 @@ class RepairedLearner(WrappedLearner):
     def _check(self, tasks):
         """Tasks, and a seed or None; what is wrong shows before any training."""
         frozen = check_learner(self.meta_learner)
+        if self.scoring is not None:
+            task_scorer(self.scoring)
         inner = self.meta_learner.estimator if frozen else self.meta_learner
         _check_no_file(inner)
         if self.start is not None:
@@ -370,6 +382,17 @@ class RepairedLearner(WrappedLearner):
             )
         else:
             report.reason = f"On held-out tasks the mean loss rose {mean}."
+
+    def _check_score(self, meta, trial, tasks, report):
+        """Take the repair back if the score of held-out tasks falls."""
+        scorer = task_scorer(self.scoring)
+        report.scores = before, after = scorer(meta, tasks), scorer(trial, tasks)
+        if after < before:
+            report.repaired = False
+            report.reason = (
+                f"On held-out tasks the mean score fell from {before:.4g} to "
+                f"{after:.4g}, though the losses agreed."
+            )
 
 
 @contextmanager

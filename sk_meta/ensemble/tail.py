@@ -17,6 +17,7 @@ _CHUNK = 32  # tasks that are evaluated at once
 _SURE = 1.645  # standard errors: one-sided, 5 %
 HUGE = float(np.finfo(np.float32).max)  # a loss that is no number
 _N_RESAMPLES = 2000
+_FROM_0 = 100  # a change of parameters relative to their norm that says nothing
 _FEW = 5  # worst tasks held out, for a verdict that stays
 _CONFIDENCE = 0.9  # of intervals: their upper ends are one-sided bounds of 95 %
 
@@ -272,6 +273,8 @@ class RepairReport:
         Losses of the tasks found, after the epoch that was tried.
     comparison : dict or None
         As from `compare`, on the held-out tasks.
+    scores : tuple of (before, after), or None
+        Mean over the held-out tasks, where `scoring` asked for one.
     n_better : int or None
         Held-out tasks whose loss fell.
     epoch : int
@@ -292,6 +295,7 @@ class RepairReport:
     reason: str = "None of the tasks falls short, so nothing was trained."
     after: list | None = None
     comparison: dict | None = None
+    scores: tuple | None = None
     n_better: int | None = None
     epoch: int = 0
     layers: dict = field(default_factory=dict)
@@ -319,7 +323,10 @@ class RepairReport:
             lines.append(f"  and {len(rows) - 5} more")
         if self.comparison is not None:
             lines += self._comparison_lines()
-            changed = ", ".join(f"{k} {100 * v:.0f} %" for k, v in self.layers.items())
+            changed = ", ".join(
+                f"{name} {100 * change:.0f} %" if change < _FROM_0 else f"{name} from 0"
+                for name, change in self.layers.items()
+            )
             kept = "Change" if self.repaired else "Change that was not kept"
             lines.append(f"{kept} of the layers, after epoch {self.epoch}: {changed}")
         return "\n".join(lines)
@@ -338,6 +345,8 @@ class RepairReport:
                 for side in ("before", "after", "change")
             )
             lines.append(f"  {label}: {before} -> {after}; change {change}")
+        if self.scores is not None:
+            lines.append("  score: {:.4g} -> {:.4g}".format(*self.scores))
         if n_worst < _FEW:
             lines.append(
                 f"  {n_worst:.3g} tasks decide little: pass more, or a larger alpha."
