@@ -150,12 +150,12 @@ def evaluate(model, tasks, scoring=None):
     ((10,), (10,))
     """
     steps, meta = parts_of(model)
-    scorer, metric = _scorer(scoring, meta)
+    scorer, metric = scorer_of(scoring, meta)
     tasks = transform_tasks(steps, tasks)
     scores, baselines, names = [], [], []
     for found in meta.predict_tasks(tasks):
-        scores.append(_score(found, scorer, metric))
-        baselines.append(_score(without_prior(found), scorer, metric))
+        scores.append(score_prediction(found, scorer, metric))
+        baselines.append(score_prediction(without_prior(found), scorer, metric))
         names.append(found.task.name)
     return Evaluation(np.array(scores), np.array(baselines), names, metric)
 
@@ -197,9 +197,9 @@ class _TaskScorer:
 
     def __call__(self, model, tasks, y=None):
         steps, meta = parts_of(model)
-        scorer, metric = _scorer(self.scoring, meta)
+        scorer, metric = scorer_of(self.scoring, meta)
         found = meta.predict_tasks(transform_tasks(steps, tasks))
-        scores = np.array([_score(one, scorer, metric) for one in found])
+        scores = np.array([score_prediction(one, scorer, metric) for one in found])
         if np.isnan(scores).all():
             raise ValueError(f"{self.scoring!r} is not defined on any of the tasks.")
         return float(np.nanmean(scores))
@@ -218,7 +218,8 @@ def _check_scoring(scoring):
         )
 
 
-def _scorer(scoring, meta):
+def scorer_of(scoring, meta):
+    """sklearn's scorer and its name, for what a user passes; None is the usual one."""
     if isinstance(scoring, _TaskScorer):
         scoring = scoring.scoring
     if scoring is None:
@@ -227,7 +228,8 @@ def _scorer(scoring, meta):
     return get_scorer(scoring), scoring if isinstance(scoring, str) else str(scoring)
 
 
-def _score(found, scorer, metric):
+def score_prediction(found, scorer, metric):
+    """Score of one TaskPrediction; NaN where the metric is not defined."""
     y_true, rows, weight = scored_rows(found)
     kind = _PredictedRegressor if found.classes is None else _PredictedClassifier
     X = np.zeros((len(y_true), 1))

@@ -7,7 +7,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils.validation import check_is_fitted
 
-from sk_meta.metrics import _score, _scorer
+from sk_meta.metrics import score_prediction, scorer_of
 from sk_meta.pipeline import SupportScaledTask, parts_of, transform_tasks
 from sk_meta.tasks.stacking import needs_fit
 from sk_meta.tasks.task import Task, take_rows
@@ -61,9 +61,9 @@ def fitted_parts(model, display):
 
 def score_tasks(steps, meta, tasks, scoring):
     """Score of each task, and what the metric is called."""
-    scorer, metric = _scorer(scoring, meta)
+    scorer, metric = scorer_of(scoring, meta)
     found = meta.predict_tasks(transform_tasks(steps, tasks))
-    return np.array([_score(one, scorer, metric) for one in found]), metric
+    return np.array([score_prediction(one, scorer, metric) for one in found]), metric
 
 
 def score_label(metric):

@@ -12,7 +12,7 @@ from sk_meta.inspection._shared import (
     settled,
 )
 from sk_meta.inspection._task_vectors import draw_probes, in_a_plane, vectors_of
-from sk_meta.metrics import _score, _scorer
+from sk_meta.metrics import score_prediction, scorer_of
 
 _MARKERS = "osD^vP*X"
 _OUTLIERS = 5  # percent of values beyond each end of the colour scale
@@ -138,8 +138,8 @@ class TaskMapDisplay:
             raise ValueError(f"A map needs three tasks at least, got {len(tasks)}.")
         by_score = isinstance(color, str) and color == "score"
         if by_score:
-            scorer, metric = _scorer(scoring, meta)
-            color = [_score(one, scorer, metric) for one in found]
+            scorer, metric = scorer_of(scoring, meta)
+            color = [score_prediction(one, scorer, metric) for one in found]
             color_name = color_name or f"{score_label(metric)} on query rows"
         elif color is not None and len(color) != len(tasks):
             raise ValueError(
