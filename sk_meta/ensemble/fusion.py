@@ -11,7 +11,8 @@ from sklearn.utils._param_validation import HasMethods, Interval, RealNotInt, St
 from sklearn.utils.metaestimators import _BaseComposition, available_if
 from sklearn.utils.validation import check_is_fitted
 
-from sk_meta.ensemble.fused import Averaged, Concatenated
+from sk_meta.ensemble.averaging import Averaged
+from sk_meta.ensemble.concatenation import Concatenated
 from sk_meta.ensemble.members import (
     check_agreement,
     check_learners,
@@ -145,7 +146,10 @@ class _Fusion(TaskByTask, _BaseComposition):
         right = is_classifier if self._classification else is_regressor
         if not right(self.head):
             kind = "classifier" if self._classification else "regressor"
-            raise TypeError(f"head must be a {kind}, got {self.head!r}.")
+            raise TypeError(
+                f"head must be a {kind}, got {self.head!r}. Pass such a one of "
+                "scikit-learn, or None for the usual one."
+            )
 
     def _split(self, tasks, rng):
         """Tasks to fit learners on, and those to learn weights from."""
