@@ -11,6 +11,8 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from sk_meta.batch_norm import Normalize, compiling
+
 __all__ = ["MLP", "Conv4", "exact_normalization"]
 
 
@@ -129,74 +131,6 @@ class Conv4(nn.Module):
         return self.layers(X)
 
 
-_AT_ONCE = 2**18  # numbers whose products are added up: what a cache holds
-
-
-class _Normalize(torch.autograd.Function):
-    """Batch normalisation with sums that are exact to rounding.
-
-    On a CPU, torch's own adds up images in the channels-last layout one number after
-    the other: with 60,000 of them the gradient is wrong in its third digit.
-    """
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(X, weight, bias, eps, alone):
-        """(n, channels, ...) -> the same shape, mean, 1 / standard deviation."""
-        axes, shape = _axes(X)
-        mean = X.mean(axes)
-        parts = (part - mean.view(shape) for part in X.split(_rows(X)))
-        variance = sum((part * part).sum(axes) for part in parts)
-        variance = variance * (len(mean) / X.numel())
-        Z = F.batch_norm(X, mean, variance, weight, bias, False, 0.0, eps)
-        return Z, mean, torch.rsqrt(variance + eps)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        """Keep what the gradient is made from."""
-        X, weight, _, _, ctx.alone = inputs
-        ctx.save_for_backward(X, weight, *output[1:])
-        ctx.set_materialize_grads(False)
-
-    @staticmethod
-    def backward(ctx, change, change_mean, change_rstd):
-        """Gradients; made of operations that have gradients themselves."""
-        X, weight, mean, rstd = ctx.saved_tensors
-        if change is None:  # only the statistics were used
-            change = torch.zeros_like(X)
-        axes, shape = _axes(X)
-        n = X.numel() // len(mean)
-        at_bias = change.sum(axes)
-        parts = zip(change.split(_rows(X)), X.split(_rows(X)), strict=True)
-        along = sum((part * rows).sum(axes) for part, rows in parts) - mean * at_bias
-        scale = rstd * weight
-        at_mean = -scale * at_bias
-        at_rstd = weight * along
-        if change_mean is not None:
-            at_mean = at_mean + change_mean
-        if change_rstd is not None:
-            at_rstd = at_rstd + change_rstd
-        slope = -at_rstd * rstd**3 / n
-        rest = at_mean / n - slope * mean
-        at_X = torch.addcmul(rest.view(shape), X, slope.view(shape))
-        if torch.is_grad_enabled() or not ctx.alone:
-            at_X = torch.addcmul(at_X, change, scale.view(shape))
-        else:
-            at_X.addcmul_(change, scale.view(shape))  # large: each copy costs
-        return at_X, along * rstd, at_bias, None, None
-
-
-def _rows(X):
-    return max(1, _AT_ONCE * len(X) // X.numel())
-
-
-def _axes(X):
-    """The axes that batch normalisation sums over; the shape of what remains."""
-    axes = [axis for axis in range(X.ndim) if axis != 1]
-    return axes, (1, -1) + (1,) * (X.ndim - 2)
-
-
 class _Affine:
     """The affine part of a normalisation, channel by channel."""
 
@@ -242,9 +176,10 @@ class BatchNorm(_Affine, _BatchNorm):
     def _at_once(self, X):
         """Normalised rows, their mean and 1 / standard deviation."""
         affine = (self.weight, self.bias)
-        if X.device.type != "cpu" or X.dtype == torch.bfloat16 or affine[0] is None:
+        exact = X.dtype != torch.bfloat16 or compiling()
+        if X.device.type != "cpu" or not exact or affine[0] is None:
             return torch.native_batch_norm(X, *affine, None, None, True, 0.0, self.eps)
-        return _Normalize.apply(X, *affine, self.eps, self.fused)
+        return Normalize.apply(X, *affine, self.eps, self.fused)
 
     def _normalize(self, X, single):
         axes = [axis for axis in range(X.ndim) if axis != 1]

@@ -5,11 +5,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from sk_meta.batch_norm import Normalize
 from sk_meta.networks import (
     MLP,
     BatchNorm,
     Conv4,
-    _Normalize,
     batch_norms,
     call,
     exact_normalization,
@@ -202,7 +202,7 @@ def test_normalisation_at_once_has_right_derivatives():
         weight, bias = (torch.randn(3).double().requires_grad_() for _ in range(2))
 
         def normalize(*given):
-            return _Normalize.apply(*given, 1e-5, True)
+            return Normalize.apply(*given, 1e-5, True)
 
         given = X, weight, bias
         known = F.batch_norm(X, None, None, weight, bias, True, 0.0, 1e-5)

@@ -10,7 +10,9 @@ from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from sk_meta.batch_norm import for_compiler
 from sk_meta.engine.batching import task_losses
+from sk_meta.engine.fused import FUSED, ReLULast
 
 _MOST_SHAPES = 8  # each takes half a minute to compile
 
@@ -110,7 +112,8 @@ class CompiledSteps:
             parameters = [p.detach().requires_grad_() for p in parameters]
             given = dict(zip(names, parameters, strict=True))
             given.update(zip(buffer_names, buffers, strict=True))
-            losses, seen = functional_call(step, given, (group,))
+            with ReLULast():
+                losses, seen = functional_call(step, given, (group,))
             loss = reduce(losses) if weights is None else (losses * weights).sum()
             gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)
             seen, seen_tree = tree_flatten(seen)
@@ -124,7 +127,8 @@ class CompiledSteps:
         try:
             with torch.enable_grad(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the compiler's, about itself
-                graph = make_fx(function, tracing_mode="fake")(*given)
+                with for_compiler():
+                    graph = make_fx(function, FUSED, tracing_mode="fake")(*given)
             if learner.way != way:
                 raise RuntimeError(learner.why)
             graph.graph.eliminate_dead_code()

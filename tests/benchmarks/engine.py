@@ -97,7 +97,7 @@ def against_peers(run, name):
             ours=ours,
             other=peer,
             who=fastest,
-            right=net == BFLOAT16 or right.get(label, True),
+            right=net.get("precision") == "bfloat16" or right.get(label, True),
         )
         run.lines.append(line)
     for label, time in times.items():

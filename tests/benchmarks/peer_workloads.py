@@ -10,6 +10,16 @@ ASIDE = ("vmap",)  # shown, and not a peer: no package does it for its user
 BFLOAT16 = {"precision": "bfloat16"}
 
 
+def in_each_precision(float32, bfloat16):
+    """Eager and compiled, of a network of convolutions: what is asked of each."""
+    return (
+        ("float32", {}, float32),
+        ("float32, compiled", {"compile": True}, float32),
+        ("bfloat16", BFLOAT16, bfloat16),
+        ("bfloat16, compiled", {**BFLOAT16, "compile": True}, bfloat16),
+    )
+
+
 @dataclass(frozen=True)
 class Workload:
     """What is timed: a network, tasks, a method, and how ours is asked to do it.
@@ -81,18 +91,16 @@ WORKLOADS = {
         epochs=2,
         peer_iterations=4,
     ),
-    "conv4-2nd": conv4(
-        "conv4, 2nd order", ours=(("float32", {}, 1.4), ("bfloat16", BFLOAT16, 2.2))
-    ),
+    "conv4-2nd": conv4("conv4, 2nd order", ours=in_each_precision(1.4, 2.2)),
     "conv4-1st": conv4(
         "conv4, 1st order",
-        ours=(("float32", {}, 1.5), ("bfloat16", BFLOAT16, 2.2)),
+        ours=in_each_precision(1.5, 2.2),
         first_order=True,
     ),
     "proto5": proto(
         "prototypes, 5-way",
         network="proto5",
-        ours=(("float32", {}, 1.6), ("bfloat16", BFLOAT16, 2.5)),
+        ours=in_each_precision(1.6, 2.5),
         batches=8,
         epochs=4,
         peer_iterations=16,
@@ -100,7 +108,7 @@ WORKLOADS = {
     "proto60": proto(
         "prototypes, 60-way",
         network="proto60",
-        ours=(("float32", {}, 1.6), ("bfloat16", BFLOAT16, 2.5)),
+        ours=in_each_precision(1.6, 2.5),
         batches=4,
         epochs=2,
         peer_iterations=4,
