@@ -13,6 +13,7 @@ _HOME = {
     "AttentiveNeuralProcessRegressor": "model_based.neural_process",
     "BOILClassifier": "gradient_based.boil",
     "BOILRegressor": "gradient_based.boil",
+    "CalibratedLearner": "calibration",
     "ConditionalNeuralProcessRegressor": "model_based.neural_process",
     "CosineClassifier": "transfer.cosine",
     "DKTClassifier": "closed_form.dkt",

@@ -1,6 +1,7 @@
 """The contract of a method, in torch alone: adapt to one task, predict for one task."""
 
 import math
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -111,6 +112,8 @@ class Learner(nn.Module):
     phase : tuple or None
         For a method that computes different things at different epochs: which ones it
         computes now; set by `begin_epoch`. None where nothing changes.
+    calibration : tensor of shape () or None
+        What `calibrate` has set.
     """
 
     uses_weight = False
@@ -124,6 +127,7 @@ class Learner(nn.Module):
         self.checked = self.forced = False
         self.precision = None
         self.phase = None
+        self.register_buffer("calibration", None, persistent=False)
 
     def begin_epoch(self, epoch: int):
         """Called in training before each epoch, with the number of finished ones.
@@ -144,9 +148,33 @@ class Learner(nn.Module):
     def predict(self, state, X):
         """Scores of rows: logits (n, n_classes), means (n, n_targets), or a Gaussian.
 
-        No row's scores depend on the other rows.
+        No row's scores depend on the other rows. They go through `calibrated` last.
         """
         raise NotImplementedError
+
+    def calibrate(self, factor: float | None):
+        """Set by how much too sure of itself the learner is; None for not at all."""
+        self.calibration = None
+        if factor is not None:
+            tensors = chain(self.parameters(), self.buffers())
+            device = next((tensor.device for tensor in tensors), None)
+            self.calibration = torch.tensor(
+                float(factor), dtype=torch.float64, device=device
+            )
+
+    def calibrated(self, scores):
+        """Scores of rows with the calibration; in training, as they are.
+
+        It multiplies standard deviations and divides logits; means stay the same, and
+        so does the order of classes.
+        """
+        if self.calibration is None or self.training:
+            return scores
+        if isinstance(scores, Gaussian):
+            variance = scores.variance * self.calibration**2
+            return Gaussian(scores.mean, variance.to(scores.variance.dtype))
+        # In float64 no two logits become one.
+        return scores.double() / self.calibration
 
     def forward(self, support: Support, X):
         """Adapt and predict, in training: (scores, seen normalisation statistics)."""
@@ -244,7 +272,7 @@ class EmbeddingLearner(Learner):
 
     def predict(self, state, X):
         """See `Learner.predict`."""
-        return self.apply_head(state, self.embed(X))
+        return self.calibrated(self.apply_head(state, self.embed(X)))
 
     def why_apart(self):
         """See `Learner.why_apart`."""

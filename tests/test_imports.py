@@ -10,13 +10,13 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "sk_meta"
 LAYERS = [
     {"tasks", "datasets", "networks", "learner", "engine"}
-    | {"attention", "heads", "updates"},
+    | {"attention", "batch_norm", "heads", "updates"},
     {"checkpoint", "training", "distributed", "network_builder", "row_training"},
     {"base", "few_shot", "over_tasks", "pipeline", "predictions", "metrics"}
     | {"row_heads", "seeds", "task_by_task", "wrapped"},
     {"gradient_based", "metric_based", "closed_form", "model_based", "transfer"},
     {"ensemble", "compression", "selection", "onnx", "inspection", "checks"}
-    | {"lockstep", "saving", "search"},
+    | {"calibration", "lockstep", "saving", "search"},
 ]
 METHODS = LAYERS[3]
 FILES = sorted(PACKAGE.rglob("*.py"))

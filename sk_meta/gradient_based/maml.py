@@ -127,7 +127,7 @@ class MAML(Learner):
         """See `Learner.predict`."""
         source = "batch" if self.transductive else "given"
         scores, _ = self.call(X, state.parameters, source, state.statistics)
-        return shut_out(scores, state.closed)
+        return self.calibrated(shut_out(scores, state.closed))
 
     def forward(self, support, X):
         """See `Learner.forward`; the scores may be a list, those after each step."""

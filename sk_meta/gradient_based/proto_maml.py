@@ -118,7 +118,7 @@ class ProtoMAML(Learner):
         """See `Learner.predict`."""
         source = "batch" if self.transductive else "given"
         Z, _ = self.embed(X, state.parameters, source, state.statistics)
-        return self.scores(Z, state.parameters, state.absent)
+        return self.calibrated(self.scores(Z, state.parameters, state.absent))
 
     def loss(self, scores, query, support):
         """Mean over the query rows whose class has a support row."""

@@ -68,6 +68,8 @@ def restore(meta, state):
     def build():
         with _Budget(2_000 + 200 * len(weights)), seeded(0, "cpu"):
             _build_without_numbers(net)
+            if "calibration" in weights:
+                net.module_.calibrate(1.0)
             _change_layers(net.module_, state["layers"])
             _check_shapes(net, net.module_, weights)
         _fill(net.module_, weights)

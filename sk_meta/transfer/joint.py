@@ -62,7 +62,7 @@ class Joint(EmbeddingLearner):
         closed = closed_outputs(support, self.n_outputs)
 
         def loss(parameters):
-            scores = self.predict(JointState(parameters, closed), support.X)
+            scores = self._scores(JointState(parameters, closed), support.X)
             return weighted_mean(self.loss_of_rows(scores, support.y), support.weight)
 
         parameters = gradient_descent(
@@ -74,10 +74,13 @@ class Joint(EmbeddingLearner):
         )
         return JointState(parameters, closed)
 
-    def predict(self, state, X):
-        """See `Learner.predict`."""
+    def _scores(self, state, X):
         scores, _ = self.call(X, state.parameters, source="running")
         return shut_out(scores, state.closed)
+
+    def predict(self, state, X):
+        """See `Learner.predict`."""
+        return self.calibrated(self._scores(state, X))
 
     def why_apart(self):
         """See `Learner.why_apart`."""
