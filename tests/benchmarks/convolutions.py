@@ -3,11 +3,12 @@
     python tests/benchmarks/convolutions.py
 
 MAML with the network of `peer_networks.ConvNet`, 8 tasks of 5 support and 75 query
-images of 28x28, and prototypes on one episode of 80; one thread. Writes
-docs/results/convolutions.md.
+images of 28x28, and prototypes on one episode of 80; one thread; eager and compiled.
+Writes docs/results/convolutions.md.
 """
 
 from collections import Counter
+from itertools import product
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from peer_networks import ConvNet, embedding_net
 from torch.profiler import profile
 
 from sk_meta.engine.allocator import kept_memory
+from sk_meta.engine.compiled import CompiledSteps
 from sk_meta.engine.each_task import preferred_way
 from sk_meta.engine.meta_step import MetaStep
 from sk_meta.gradient_based.maml import MAML
@@ -28,6 +30,7 @@ KINDS = {
     "convolutions": ("conv",),
     "normalisation": ("batch_norm", "Normalize", "addcmul"),
     "ReLU, pooling": ("threshold", "clamp", "relu", "pool"),
+    "compiled loops": ("Compiled", "TorchDynamo"),
     "sums and products": ("aten::sum", "aten::mul", "aten::add", "aten::sub", "mean"),
 }
 # Multiply-adds of a forward pass: four layers of 3x3 on 28, 14, 7 and 3 squared.
@@ -60,9 +63,9 @@ def make_learner(first_order=None, precision=None):
     return learner.train()
 
 
-def shares(learner, group, repeats=3):
+def shares(learner, group, compiled, repeats=3):
     """Milliseconds of each kind of operation in a meta-step."""
-    step = MetaStep()
+    step = MetaStep(compiled=CompiledSteps(patience=1) if compiled else None)
     step(learner, [group])
     with profile() as found:
         for _ in range(repeats):
@@ -100,7 +103,8 @@ def main():
         "little to each call. *Speed* in 10^9 multiply-adds a second, counting three "
         "passes over each query image, and over each support image three (first order) "
         f"or six (second); a float32 product of 2048³ reached {best / 1e9:.0f} in this "
-        "run. What is left to gain lies in the other columns, which move memory.",
+        "run. What is left to gain lies in the other columns, which move memory; "
+        "compiled, normalisation, ReLU and pooling are one column.",
         "",
         "| " + " | ".join(header) + " |",
         "|---" * len(header) + "|",
@@ -112,15 +116,15 @@ def main():
     ):
         passes = 3 * 75 + 5 * (6 if first_order is False else 3)
         work = n_tasks * passes * MULTIPLY_ADDS / 1e6
-        for precision in (None, torch.bfloat16):
+        for precision, compiled in product((None, torch.bfloat16), (False, True)):
+            learner = make_learner(first_order, precision)
             with kept_memory():
-                times = shares(
-                    make_learner(first_order, precision), make_group(n_tasks)
-                )
+                times = shares(learner, make_group(n_tasks), compiled)
             cells = [times[kind] for kind in (*KINDS, "the rest")]
             speed = work / times["convolutions"]
             cells = [f"{value:.0f}" for value in (*cells, sum(cells), speed)]
             kind = "float32" if precision is None else "bfloat16"
+            kind += ", compiled" * compiled
             lines.append(f"| {name}, {kind} | " + " | ".join(cells) + " |")
     write_page("convolutions", lines)
 

@@ -10,6 +10,11 @@ ASIDE = ("vmap",)  # shown, and not a peer: no package does it for its user
 BFLOAT16 = {"precision": "bfloat16"}
 
 
+def eager_and_compiled(asked):
+    """Both, and what is asked of them."""
+    return ("eager", {}, asked), ("compiled", {"compile": True}, asked)
+
+
 def in_each_precision(float32, bfloat16):
     """Eager and compiled, of a network of convolutions: what is asked of each."""
     return (
@@ -82,11 +87,13 @@ WORKLOADS = {
         batches=4,
         peer_iterations=4,
     ),
-    "omniglot-1": omniglot("Omniglot MLP, 1 thread", ours=(("", {}, 1.8),)),
-    "omniglot-2": omniglot("Omniglot MLP, 2 threads", ours=(("", {}, 2.5),), threads=2),
+    "omniglot-1": omniglot("Omniglot MLP, 1 thread", ours=eager_and_compiled(1.8)),
+    "omniglot-2": omniglot(
+        "Omniglot MLP, 2 threads", ours=eager_and_compiled(2.5), threads=2
+    ),
     "omniglot-5": omniglot(
         "Omniglot MLP, 5 steps",
-        ours=(("", {}, 3.5),),
+        ours=eager_and_compiled(3.5),
         n_inner_steps=5,
         epochs=2,
         peer_iterations=4,
