@@ -11,12 +11,12 @@ import torch
 from sklearn.base import clone
 from torch import nn
 from torch.func import functional_call, grad_and_value, vmap
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from sk_meta.engine.batching import task_losses
+from sk_meta.engine.tracing import operations
 from sk_meta.learner import Query, Support
 from sk_meta.tasks.stacking import TaskGroup
-from sk_meta.training import TaskNet, seeded
+from sk_meta.training import seeded
 
 # Optimizers that change each parameter by its own gradient alone: one serves many nets.
 _INDEPENDENT = {
@@ -29,7 +29,8 @@ _INDEPENDENT = {
     torch.optim.RAdam,
     torch.optim.RMSprop,
 }
-_TRACE_AFTER = 20  # calls of one shape
+_TRACE_PAYS = 20  # calls to come for which tracing one pays
+_SEEN = 3  # calls after which it is known how often a shape comes
 _TOLERANCE = 1e-3  # of the first losses, together against alone
 _PLAIN = (bool, int, float, str, type(None), np.generic)
 
@@ -62,7 +63,7 @@ def _number(value):
 
 
 def prepared(meta, tasks, fold, datasets):
-    """A meta-learner as `fit` leaves it after no epoch.
+    """A meta-learner as `fit` has it before the first epoch.
 
     Parameters
     ----------
@@ -83,8 +84,7 @@ def prepared(meta, tasks, fold, datasets):
     Apart
         If its network is one that is computed task by task.
     """
-    net = TaskNet() if meta.net is None else clone(meta.net)
-    blank = clone(meta).set_params(net=net, verbose=0)
+    blank = clone(meta).set_params(verbose=0)
     key = datasets.key(meta, fold)
 
     def dataset(*args, **options):
@@ -92,11 +92,14 @@ def prepared(meta, tasks, fold, datasets):
             datasets[key] = type(blank)._dataset(blank, *args, **options)
         return datasets[key]
 
-    n_epochs, net.max_epochs = net.max_epochs, 0
-    blank._dataset = dataset
+    def make_net():
+        net = type(blank)._make_net(blank)
+        net.fit_loop = lambda *args, **options: net  # `train` stands for it
+        return net
+
+    blank._dataset, blank._make_net = dataset, make_net
     blank.fit(tasks)
-    del blank._dataset
-    blank.net_.max_epochs = n_epochs
+    del blank._dataset, blank._make_net, blank.net_.fit_loop
     blank.net, blank.verbose = meta.net, meta.verbose
     learner = blank.net_.module_
     if learner.way == "loop":
@@ -166,10 +169,12 @@ def train(metas, folds, datasets):
     order = [m for unit in units.values() for m in unit]
     nets = [metas[m].net_ for m in order]
     sizes = [(length, len(unit)) for (length, _), unit in units.items()]
+    n_epochs = nets[0].max_epochs
+    n_steps = n_epochs * max(map(len, iterators))
     with seeded(0, nets[0].device), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "There is a performance drop")
-        together = _Together(nets, [stream_of[m] for m in order], sizes)
-        for _ in range(nets[0].max_epochs):
+        together = _Together(nets, [stream_of[m] for m in order], sizes, n_steps)
+        for _ in range(n_epochs):
             for position, batches in enumerate(zip_longest(*iterators)):
                 together.step(position, batches)
             together.end_epoch()
@@ -214,9 +219,11 @@ class _Together:
         Which of the streams of meta-batches each of them sees.
     units : list of (int, int)
         Neighbours that share one optimizer: batches in an epoch, number of nets.
+    n_steps : int
+        Of the whole training.
     """
 
-    def __init__(self, nets, stream_of, units):
+    def __init__(self, nets, stream_of, units, n_steps):
         self.nets, self.stream_of, self.units = nets, stream_of, units
         self.learners = [net.module_.train() for net in nets]
         self.template = self.learners[0]
@@ -225,6 +232,7 @@ class _Together:
         self.rows = {}  # streams of a call -> its members, and each one's stream
         self.n_tasks = [0] * len(nets)
         self.stacked = {}
+        self.n_steps, self.n_done = n_steps, 0
         self.counts, self.traced = Counter(), {}
 
     def step(self, position, batches):
@@ -237,6 +245,7 @@ class _Together:
         batches : list of MetaBatch
             Of each stream; None where it has ended.
         """
+        self.n_done += 1
         looking = not self.stacked
         if looking:
             self._look(batches[0])
@@ -308,7 +317,8 @@ class _Together:
                 self.numbers[name] = losses.new_tensor(each)
         self.total = losses.new_zeros(len(self.nets))
         for learner in self.learners:
-            learner.way, learner.checked = template.way, template.checked
+            learner.way, learner.why = template.way, template.why
+            learner.checked = template.checked
         self.plain = _plain(template)
         self._make_optimizers()
 
@@ -382,15 +392,17 @@ class _Together:
         return changes, summed
 
     def _traced(self, key, function, given):
-        """A function as the list of its operations, after some calls of one shape.
+        """A function as the list of its operations, where its shape will come often.
 
         The same bits in half the time, as no Python of the network runs any more; so
         not where the network itself has changed in the meantime.
         """
         self.counts[key] += 1
-        if self.counts[key] == _TRACE_AFTER and _plain(self.template) == self.plain:
-            with contextlib.suppress(RuntimeError):
-                self.traced[key] = make_fx(function)(*given)
+        to_come = self.counts[key] * (self.n_steps / self.n_done - 1)
+        if self.counts[key] == _SEEN and to_come >= _TRACE_PAYS:
+            if _plain(self.template) == self.plain:
+                with contextlib.suppress(RuntimeError):
+                    self.traced[key] = operations(function, given)
         return self.traced.get(key, function)
 
     def _compare(self, losses, batches):

@@ -27,6 +27,7 @@ from sk_meta import (
     adapt,
     task_scorer,
 )
+from sk_meta.engine.tracing import operations
 from sk_meta.networks import MLP, Conv4
 from sk_meta.tasks import Task, make_blob_tasks, make_sinusoids
 
@@ -116,6 +117,22 @@ def test_ragged_tasks(kind, make_ragged_tasks, capsys):
     grid = {"net__lr": [1e-3, 1e-2], "net__batch_size": [3, 4]}
     same_results(*both(small(kind), grid, tasks))
     assert together(capsys) == (4, [])
+
+
+@pytest.mark.parametrize(("max_epochs", "often"), [(3, False), (15, True)])
+def test_what_comes_often_is_traced(max_epochs, often, waves, monkeypatch):
+    """To the same bits, for networks that train on what others do not."""
+    traced = []
+
+    def spy(function, given):
+        traced.append(operations(function, given))
+        return traced[-1]
+
+    monkeypatch.setattr("sk_meta.lockstep.operations", spy)
+    meta = small(MAMLRegressor, net={"max_epochs": max_epochs})
+    meta, grid = both(meta, {"net__batch_size": [3, 4], **RATES}, waves, refit=False)
+    same_results(meta, grid)
+    assert bool(traced) == often
 
 
 def test_drawn_support_sets(waves, capsys):

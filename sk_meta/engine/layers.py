@@ -68,10 +68,15 @@ def _product(A, B):
     return torch.bmm(A, B) if A.ndim == B.ndim == 3 else A @ B
 
 
-def _stepped(changes, rates):
-    """Gradients at outputs times a rate for the whole layer, or with the other rates.
+def _joined(factors):
+    """Those of several steps as one, along the rows."""
+    return factors[0] if len(factors) == 1 else torch.cat(factors, 1)
 
-    Rates are None, where the gradients are steps already, or those of weight and bias.
+
+def _stepped(changes, rates):
+    """Changes of outputs times a rate for the whole layer, or with the other rates.
+
+    Rates are None, where the changes are steps already, or those of weight and bias.
     """
     if rates is None:
         return changes, None
@@ -108,15 +113,15 @@ class _Linear:
             Z = _product(X, self.weight.mT)
             Z = Z if self.bias is None else Z + self.bias
             if inputs:
-                inputs, changes = torch.cat(inputs, 1), torch.cat(changes, 1)
+                inputs, changes = _joined(inputs), _joined(changes)
                 # The bias is the weight of an input that is always 1.
                 overlap = _product(self.network.by_task(X), inputs.mT)
                 overlap = overlap if self.bias is None else overlap + 1
-                Z = Z - _product(overlap, changes).view(Z.shape)
+                Z = Z + _product(overlap, changes).view(Z.shape)
         return self.network.record(self, X, Z)
 
     def step(self, inputs, changes, rates):
-        """Take a gradient step: the inputs, and the gradient at the outputs."""
+        """Take a gradient step: the inputs, and minus the gradient at the outputs."""
         inputs = self.network.by_task(inputs).to(self.weight.dtype)
         changes = self.network.by_task(changes).to(self.weight.dtype)
         changes, rates = _stepped(changes, rates)
@@ -131,9 +136,13 @@ class _Linear:
                 bias = bias.expand(len(inputs), 1, -1)
             own = self.weight.expand(len(inputs), -1, -1), bias
         weight, bias = own
-        weight = weight - _times(rates, 0, _product(changes.mT, inputs))
+        if 1 in self.weight.shape:  # in the order in memory, forward and backward
+            change = (changes * inputs).sum(1).view(-1, *self.weight.shape)
+        else:
+            change = _product(changes.mT, inputs)
+        weight = weight + _times(rates, 0, change)
         if bias is not None:
-            bias = bias - _times(rates, 1, changes.sum(1, keepdim=True))
+            bias = bias + _times(rates, 1, changes.sum(1, keepdim=True))
         self.state = (), (), (weight, bias)
 
 
@@ -199,7 +208,7 @@ class _Norm:
         return rows, torch.rsqrt(variance + layer.eps)
 
     def step(self, normalized, changes, rates):
-        """Take a gradient step, from the gradient at the outputs."""
+        """Take a gradient step, from minus the gradient at the outputs."""
         changes, rates = _stepped(changes, rates)
         shape = self._shape(normalized)
         n_tasks = self.network.n_tasks
@@ -210,9 +219,9 @@ class _Norm:
             return rows.sum(axes).view(n_tasks, *self.weight.shape)
 
         scale, shift = self.state
-        scale = scale - _times(rates, 0, summed(changes * normalized))
+        scale = scale + _times(rates, 0, summed(changes * normalized))
         if shift is not None:
-            shift = shift - _times(rates, 1, summed(changes))
+            shift = shift + _times(rates, 1, summed(changes))
         self.state = scale, shift
 
 
@@ -395,9 +404,9 @@ class StackedNetwork:
         with torch.enable_grad():
             value, records = self._recorded(loss, X)
             outputs = [Z for _, _, Z, _ in records]
-            # The loss times the rate: every gradient comes out as its step.
+            # The loss times minus the rate: every gradient comes out as its step.
             changes = torch.autograd.grad(
-                value * self.learning_rate if rates is None else value,
+                value * -self.learning_rate if rates is None else -value,
                 outputs,
                 create_graph=not first_order,
                 allow_unused=True,

@@ -29,10 +29,6 @@ __all__ = [
     "needs_fit",
 ]
 
-# Rows that filling up may add to a meta-batch, as a share of its own.
-_WASTE = 0.35
-
-
 # Small meta-batches are stacked several in a row: between two steps of a training, the
 # code that stacks them has left the processor's caches, and takes three times as long.
 _IN_A_ROW, _BYTES_IN_A_ROW = 16, 2**20
@@ -162,7 +158,7 @@ class TaskDataset(Dataset):
         """Raise if a task has no row to spare for the query set."""
         self.encoding.check_draws()
 
-    def batch(self, indices, rng=None, pad=False) -> MetaBatch:
+    def batch(self, indices, rng=None, pad=0) -> MetaBatch:
         """Stack tasks, grouped by size.
 
         Parameters
@@ -171,8 +167,8 @@ class TaskDataset(Dataset):
         rng : numpy.random.Generator, default=None
             Decides support sets and the outputs that local labels are put on. None for
             an evaluation.
-        pad : bool, default=False
-            Whether tasks of nearly one size may be filled up with rows of weight 0, for
+        pad : float, default=0
+            Rows of weight 0 that tasks may be filled up with for each group fewer, for
             learners to which such rows make no difference.
         """
         indices = np.asarray(indices, dtype=np.int64)
@@ -260,49 +256,49 @@ def _size_groups(visits, pad):
     sizes = np.stack([visits.kind, visits.n_support, visits.n_query], axis=1)
     if (sizes == sizes[0]).all():
         return [np.arange(len(sizes))]
+    if pad:
+        kinds = [np.flatnonzero(visits.kind == kind) for kind in np.unique(visits.kind)]
+        return [
+            kind[part] for kind in kinds for part in cut_by_size(sizes[kind, 1:], pad)
+        ]
     groups = {}
     for position, size in enumerate(map(tuple, sizes.tolist())):
         groups.setdefault(size, []).append(position)
-    return map(np.array, merge_sizes(groups) if pad else groups.values())
+    return map(np.array, groups.values())
 
 
-def merge_sizes(groups):
-    """Join groups of neighbouring sizes while filling up adds few rows to the batch.
+def cut_by_size(sizes, pad):
+    """Groups of tasks of neighbouring sizes, each filled up to its longest.
+
+    A group is cut in two where that saves more rows than a group fewer is worth.
 
     Parameters
     ----------
-    groups : dict of (kind, n_support, n_query) to list of positions
+    sizes : int array of shape (n_tasks, 2)
+        Rows of support and query sets.
+    pad : float
+        See `TaskDataset.batch`.
 
     Returns
     -------
-    list of list of positions
+    list of int arrays
+        Positions of tasks.
     """
-    order = sorted(groups, key=lambda size: (size[0], size[1] + size[2]))
-    joined = [(size, groups[size]) for size in order]
-    n_rows = sum(len(members) * (s + q) for (_, s, q), members in joined)
-    budget = _WASTE * n_rows
-
-    # What joining neighbours i and i + 1 would add: the cheapest first.
-    def cost(i):
-        (kind, *a), first = joined[i]
-        (other, *b), second = joined[i + 1]
-        if kind != other:
-            return np.inf
-        longest = sum(map(max, a, b))
-        return len(first) * (longest - sum(a)) + len(second) * (longest - sum(b))
-
-    costs = [cost(i) for i in range(len(joined) - 1)]
-    while costs and min(costs) <= budget:
-        i = costs.index(min(costs))
-        budget -= costs[i]
-        (kind, *a), first = joined[i]
-        (_, *b), second = joined.pop(i + 1)
-        joined[i] = (kind, *map(max, a, b)), first + second
-        costs.pop(i)
-        for j in (i - 1, i):
-            if 0 <= j < len(costs):
-                costs[j] = cost(j)
-    return [members for _, members in joined]
+    uncut, groups = [np.argsort(sizes.sum(axis=1), kind="stable")], []
+    while uncut:
+        group = uncut.pop()
+        ordered, n = sizes[group], len(group)
+        # Rows of a task if the tasks up to it, or from it on, are filled up alike.
+        up_to = np.maximum.accumulate(ordered).sum(axis=1)
+        from_on = np.maximum.accumulate(ordered[::-1]).sum(axis=1)[::-1]
+        first = np.arange(1, n)
+        saved = n * up_to[-1] - first * up_to[:-1] - (n - first) * from_on[1:]
+        if n > 1 and saved.max() > pad:
+            cut = 1 + saved.argmax()
+            uncut += [group[cut:], group[:cut]]
+        else:
+            groups.append(group)
+    return groups
 
 
 class MetaBatches:
@@ -315,11 +311,11 @@ class MetaBatches:
         Tasks per meta-batch.
     rng : numpy.random.Generator, default=None
         Shuffles the tasks and draws support sets; None for an evaluation.
-    pad : bool, default=False
+    pad : float, default=0
         See `TaskDataset.batch`.
     """
 
-    def __init__(self, dataset, batch_size, rng=None, pad=False):
+    def __init__(self, dataset, batch_size, rng=None, pad=0):
         indices = np.arange(len(dataset))
         while not isinstance(dataset, TaskDataset):
             if not hasattr(dataset, "indices"):

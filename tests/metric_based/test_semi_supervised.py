@@ -217,7 +217,7 @@ def test_drawn_support_sets_take_all_unlabelled_rows():
         proba = few_shot.predict_proba(found.task.X[found.query])
         np.testing.assert_allclose(proba, found.values, rtol=1e-4, atol=1e-6)
     dataset = meta._dataset(tasks, meta.schema_, "cpu")
-    groups = list(dataset.batch(range(12), np.random.default_rng(0), pad=True))
+    groups = list(dataset.batch(range(12), np.random.default_rng(0), pad=100))
     weights = [group.support.weight for group in groups]
     assert any(w is not None and (w == 0).any() for w in weights), "none is filled up"
     for group, weight in zip(groups, weights, strict=True):

@@ -277,7 +277,7 @@ def test_memory_maps_are_seen_through_views(tmp_path):
     assert not any(on_disk(part) for part in (X + 1, X[[0, 1]].copy(), np.ones(3)))
 
 
-def batches_of(tasks, classification=False, epochs=2, pad=True):
+def batches_of(tasks, classification=False, epochs=2, pad=100):
     schema = Schema.from_tasks(tasks, classification)
     dataset = TaskDataset(tasks, schema, 3, 0, "cpu")
     dataset.check_draws()

@@ -8,11 +8,7 @@ from torch.utils.data import Subset
 from sk_meta import EpisodeSampler, Task
 from sk_meta.tasks import make_blob_tasks
 from sk_meta.tasks.metadata import numeric_metadata
-from sk_meta.tasks.stacking import (
-    MetaBatches,
-    TaskDataset,
-    merge_sizes,
-)
+from sk_meta.tasks.stacking import MetaBatches, TaskDataset, cut_by_size
 from sk_meta.tasks.validation import Schema
 
 
@@ -102,7 +98,7 @@ def test_tasks_of_one_size_are_stacked_as_among_others(make_dataset):
     schema = Schema.from_tasks(tasks, False)
     alone = TaskDataset(tasks, schema, 1, 0, "cpu")
     among = TaskDataset([*tasks, numbered_task(8, 3, 2)], schema, 1, 0, "cpu")
-    for pad in (False, True):
+    for pad in (0, 1):
         (group,), (other, _) = alone.batch([5, 2], pad=pad), among.batch([5, 2, 8])
         assert_same(group, other)
         assert group.support.X.is_contiguous() and group.query.X.is_contiguous()
@@ -156,33 +152,51 @@ def test_batches_stacked_in_a_row_are_those_stacked_one_by_one(blobs, make_datas
         assert_same(group, expected)
 
 
-SIZES = st.tuples(st.integers(0, 1), st.integers(1, 150), st.integers(1, 150))
+SIZES = st.tuples(st.integers(1, 150), st.integers(1, 150))
 
 
-@given(st.dictionaries(SIZES, st.integers(1, 4), min_size=1, max_size=20))
-def test_sizes_are_joined_within_a_bound(counts):
-    sizes = [size for size, count in counts.items() for _ in range(count)]
-    groups = {}
-    for position, size in enumerate(sizes):
-        groups.setdefault(size, []).append(position)
-    joined = merge_sizes(groups)
-    assert sorted(np.concatenate(joined).tolist()) == list(range(len(sizes)))
-    filled = 0
-    for members in joined:
-        kind, support, query = np.array([sizes[i] for i in members]).T
-        assert len(set(kind)) == 1
-        filled += len(members) * (support.max() + query.max())
-    assert filled <= 1.35 * sum(support + query for _, support, query in sizes)
-    assert len(joined) <= len(groups)
+def filled_up(sizes):
+    return len(sizes) * sizes.max(axis=0).sum()
 
 
-def test_sizes_from_3_to_300_make_few_groups():
-    rng = np.random.default_rng(0)
-    for _ in range(20):
-        groups = {}
-        for position, n in enumerate(rng.integers(3, 301, 25).tolist()):
-            groups.setdefault((0, 1 + n // 3, n - n // 3 - 1), []).append(position)
-        assert len(merge_sizes(groups)) <= 4 < len(groups)
+@given(st.lists(SIZES, min_size=1, max_size=40), st.floats(0.5, 1000))
+def test_tasks_are_filled_up_where_that_is_worth_it(sizes, pad):
+    sizes = np.array(sizes)
+    groups = cut_by_size(sizes, pad)
+    assert sorted(np.concatenate(groups).tolist()) == list(range(len(sizes)))
+    rows = [filled_up(sizes[group]) for group in groups]
+    assert sum(rows) + pad * (len(groups) - 1) <= filled_up(sizes)
+    for group, n_rows in zip(groups, rows, strict=True):
+        order = group[np.argsort(sizes[group].sum(axis=1), kind="stable")]
+        for cut in range(1, len(group)):
+            parts = sizes[order[:cut]], sizes[order[cut:]]
+            assert n_rows - sum(map(filled_up, parts)) <= pad
+
+
+@pytest.mark.parametrize(("pad", "n_groups"), [(0.5, 5), (60, 2), (1e6, 1)])
+def test_the_more_a_call_takes_the_more_tasks_share_it(pad, n_groups):
+    sizes = np.array([[1, 2], [100, 90], [1, 3], [101, 92], [102, 90], [1, 2]])
+    groups = cut_by_size(sizes, pad)
+    assert len(groups) == n_groups
+    alike = next(group.tolist() for group in groups if 0 in group)
+    assert 5 in alike
+
+
+def test_tasks_with_other_classes_are_apart(make_dataset):
+    """However much a call takes."""
+    tasks = [
+        task
+        for n_classes in (2, 3)
+        for task in make_blob_tasks(
+            3, n_classes=n_classes, labels="local", random_state=0
+        )
+    ]
+    groups = make_dataset(tasks).batch(range(6), pad=1e9).groups
+    assert [group.support.n_classes for group in groups] == [2, 3]
+    assert [sorted(group.positions.tolist()) for group in groups] == [
+        [0, 1, 2],
+        [3, 4, 5],
+    ]
 
 
 def test_a_sampler_draws_what_is_visited_and_no_more(make_dataset, monkeypatch):
