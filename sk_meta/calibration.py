@@ -254,7 +254,15 @@ def _check_calibrates(meta, tasks):
 
 def _checked_splits(splits, inner, tasks):
     """Folds as a list; raise where one is trained without classes of another."""
-    splits, whole = list(splits), _outputs(inner, tasks)
+    splits = [tuple(np.asarray(part) for part in pair) for pair in splits]
+    whole = _outputs(inner, tasks)
+    last = max((part.max() for pair in splits for part in pair if part.size), default=0)
+    if last >= len(tasks):
+        raise ValueError(
+            f"cv holds the position {last}, but fit got {len(tasks)} tasks. A search "
+            "fits parts of the tasks, which positions in all do not suit: calibrate "
+            "its best_estimator_ afterwards, or pass a splitter or a number."
+        )
     for number, (train, _) in enumerate(splits):
         part = _outputs(inner, _safe_indexing(tasks, train))
         if part != whole:
@@ -308,6 +316,12 @@ def _spread(held_out, level):
     covered = np.cumsum(weights[order]) / weights.sum()
     # Less what sums are rounded by: 0.9 of ten rows are nine.
     last = np.searchsorted(covered, level - 1e-9)
+    if ratios[order][last] == 0:
+        raise ValueError(
+            f"{level:.0%} of the held-out query rows are predicted without any error, "
+            "so no standard deviation is too small. Leave out tasks whose targets are "
+            "constant, or raise level."
+        )
     before = weights[ratios <= normal].sum() / weights.sum()
     return float(ratios[order][last] / normal), float(before)
 

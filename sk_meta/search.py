@@ -214,7 +214,7 @@ def _why_alone(model):
             return "the Pipeline has a memory or transform_input"
         model = model.steps[-1][1]
     if not isinstance(model, MetaEstimator):
-        return f"{type(model).__name__} is not a meta-learner"
+        return f"{type(model).__name__} has no network of its own"
     if type(model).fit is not MetaEstimator.fit:
         return f"{type(model).__name__} has a fit of its own"
     net = TaskNet() if model.net is None else model.net

@@ -331,7 +331,7 @@ class TaskNet(NetworkBuilder, NeuralNet):
     def how(self):
         """How meta-batches are computed, and why, in words."""
         learner = self.module_
-        compiled = ", compiled" if self.compile else ""
+        compiled = f", {self.meta_step_.compiled.how()}" if self.compile else ""
         n_tasks = self.meta_step_.at_once
         pieces = f", {n_tasks} at a time" if n_tasks and learner.way != "loop" else ""
         return f"Meta-batches: {learner.way}{compiled}{pieces} ({learner.why})"

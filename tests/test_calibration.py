@@ -473,3 +473,20 @@ def test_warns_of_episodes_of_one_table():
     with pytest.warns(UserWarning, match="too sure of new ones"):
         CalibratedLearner(FrozenEstimator(meta)).fit(old)
     assert CalibratedLearner(FrozenEstimator(meta)).fit(new).factor_ > 0
+
+
+def test_refuses_targets_without_error():
+    tasks = [Task(task.X, 0 * task.y + 3.0) for task in make_sinusoids(8)]
+    with pytest.raises(ValueError, match="without any error"):
+        CalibratedLearner(ALPaCARegressor(make_net(), random_state=0), cv=2).fit(tasks)
+
+
+def test_positions_that_are_ranges_and_positions_too_far(sinusoids):
+    old, _ = sinusoids
+    meta = ALPaCARegressor(make_net(), random_state=0)
+    pairs = [(range(4), range(4, 8)), (range(4, 8), range(4))]
+    as_arrays = [tuple(map(np.array, pair)) for pair in pairs]
+    found = [CalibratedLearner(meta, cv=cv).fit(old[:8]) for cv in (pairs, as_arrays)]
+    assert found[0].factor_ == found[1].factor_
+    with pytest.raises(ValueError, match="position 7, but fit got 6 tasks"):
+        CalibratedLearner(meta, cv=pairs).fit(old[:6])

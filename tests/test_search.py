@@ -374,7 +374,7 @@ def test_an_estimator_that_is_no_meta_learner(capsys):
     meta = MetaGridSearchCV(Ridge(), {"alpha": [0.1, 1.0]}, verbose=1).fit(X, X[:, 0])
     plain = GridSearchCV(Ridge(), {"alpha": [0.1, 1.0]}).fit(X, X[:, 0])
     same_results(meta, plain)
-    assert together(capsys) == (0, ["2 alone: Ridge is not a meta-learner"])
+    assert together(capsys) == (0, ["2 alone: Ridge has no network of its own"])
 
 
 def test_some_together_and_some_alone(waves, capsys):

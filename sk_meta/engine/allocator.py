@@ -4,7 +4,8 @@ import ctypes
 from contextlib import contextmanager
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's numbers for mallopt
-_USUAL = 128 * 1024
+# Once they are set, glibc leaves them alone: so the most that it would rise to itself.
+_MOST_MMAP, _MOST_TRIM = 32 * 2**20, 64 * 2**20
 
 
 @contextmanager
@@ -24,8 +25,8 @@ def kept_memory():
     try:
         yield
     finally:
-        library.mallopt(_MMAP_THRESHOLD, _USUAL)
-        library.mallopt(_TRIM_THRESHOLD, _USUAL)
+        library.mallopt(_MMAP_THRESHOLD, _MOST_MMAP)
+        library.mallopt(_TRIM_THRESHOLD, _MOST_TRIM)
         library.malloc_trim(0)
 
 

@@ -75,8 +75,9 @@ class CompiledSteps:
         if self.visits[key] < self.patience:
             return None
         if key not in self.functions:
+            whole = reduce if weights is None else None
             self.functions[key] = self._compile(
-                learner, reduce if weights is None else None, parameters, values, tree
+                learner, group, whole, parameters, values, tree
             )
         if self.functions[key] is None:
             return None
@@ -92,13 +93,21 @@ class CompiledSteps:
                 parameter.grad += gradient
         return loss, losses, tree_unflatten(seen, seen_tree)
 
-    def _compile(self, learner, reduce, parameters, values, tree):
+    def how(self):
+        """What has been compiled so far, in words."""
+        n_compiled = sum(made is not None for made in self.functions.values())
+        return f"{n_compiled} sizes compiled" if self.functions else "to be compiled"
+
+    def _compile(self, learner, group, reduce, parameters, values, tree):
         if len(self.functions) >= _MOST_SHAPES:
             if len(self.functions) == _MOST_SHAPES:
                 self._say(f"More than {_MOST_SHAPES} sizes: the others as before")
             return None
-        n_tasks, n_support = values[0].shape[:2]
-        self._say(f"Compiling for {n_tasks} tasks with {n_support} support rows")
+        n_tasks, n_support = group.support.X.shape[:2]
+        self._say(
+            f"Compiling for {n_tasks} tasks at a time, of {n_support} support and "
+            f"{group.query.X.shape[1]} query rows; this may take a minute or two"
+        )
         step = _Losses(learner)
         names = [f"learner.{name}" for name in parameters]
         buffer_names = [f"learner.{name}" for name, _ in learner.named_buffers()]
@@ -138,7 +147,8 @@ class CompiledSteps:
                 warnings.simplefilter("ignore")
                 compiled(*given)
         except Exception as error:  # whatever tracing or the compiler may raise
-            self._say(f"Not compiled: {type(error).__name__}: {error}")
+            first = str(error).partition("\n")[0]
+            self._say(f"Not compiled: {type(error).__name__}: {first}")
             learner.way = way
             return None
         return compiled, trees[-1]

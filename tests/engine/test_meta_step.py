@@ -128,7 +128,7 @@ def test_a_branch_on_data_is_not_compiled(make_group, caplog):
     group = make_group(3, n_features=4, n_classes=3)
     with caplog.at_level(logging.INFO, "sk_meta"):
         found = run(MetaStep(compiled=CompiledSteps(patience=1)), learner, [group])
-    assert "Not compiled" in caplog.text
+    assert "Not compiled" in caplog.text and "TORCH_LOGS" not in caplog.text
     torch.testing.assert_close(found, run(MetaStep(), learner, [group]))
 
 
@@ -216,10 +216,12 @@ def test_a_size_is_compiled_when_it_comes_again(make_group, monkeypatch, capsys)
     learner = LEARNERS["MAML"]().double().train()
     steps = CompiledSteps(patience=2, verbose=1)
     step = MetaStep(compiled=steps)
+    assert steps.how() == "to be compiled"
     for n_tasks, compiled in ((3, 0), (4, 0), (3, 1), (3, 1), (4, 2)):
         run(step, learner, [make_group(n_tasks, n_features=4, n_classes=3)])
         assert len(steps.functions) == compiled
     assert capsys.readouterr().out.count("Compiling for") == 2
+    assert steps.how() == "2 sizes compiled"
 
 
 def test_peak_of_memory_is_counted():
