@@ -129,7 +129,7 @@ def implicit_maml(X, y, iterations, ways):
     make = steps(
         IMAMLClassifier,
         2,
-        lr=2e-3,
+        lr=1e-3,
         regularization=0.5,
         inner_lr=0.4,
         n_inner_steps=8,
@@ -174,7 +174,7 @@ METHODS = {
         5000,
         False,
     ),
-    "imaml": Method(implicit_maml, 2000, False),
+    "imaml": Method(implicit_maml, 4500, False),
     "joint": Method(
         steps(JointClassifier, 4, adapt_lr=0.1, n_adapt_steps=10),
         1500,
